@@ -15,6 +15,8 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `llm`                       all of that for language models; `llm.serving`: their engines
 `isolation`                 keeps a policy to reading what it is shown and to answering
 `serving`                   the loop, its workers, and what executors are asked
+`scaling`, `fleets`         autoscalers: what they see and say; the replicas that come and go
+`groups`                    workers that share the devices of a group out among several batches
 `invariants`                docs/reference/invariants.md, checked while a run goes and on its records
 `testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract
 ==========================  ===============================================================================

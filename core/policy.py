@@ -38,10 +38,11 @@ class Decision:
 
     Where the stage says what may be done with steps (`Stage.actions`): *steps* gives those of *run* that begin with
     it fewer steps than they ask for, and those of *run* that are in *reuse* take the network's last prediction again
-    instead of running it.
+    instead of running it. At a group of devices (`WorkerView.group`) *devices* are the numbers of those on which the
+    batch runs.
     """
 
-    __slots__ = ("drop", "idle_until", "repeat", "reuse", "run", "steps", "whole")
+    __slots__ = ("devices", "drop", "idle_until", "repeat", "reuse", "run", "steps", "whole")
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Decision:
         *,
         steps: Mapping[Task, int] | None = None,
         reuse: Sequence[Task] = (),
+        devices: Sequence[int] = (),
     ) -> None:
         self.run = run
         self.drop = drop
@@ -61,6 +63,7 @@ class Decision:
         self.idle_until = idle_until
         self.steps = steps
         self.reuse = reuse
+        self.devices = devices
 
     def __repr__(self) -> str:
         ids = [t.id for t in self.run]
@@ -75,7 +78,8 @@ class Batch:
     those that end it. An executor may run the decision up to *times* times on end, within what *repeat* says; it
     sets *count* to how often it did and, where *keep_ends* is set, *ends* to the times at which those iterations
     ended. The first task to end its stage does so with iteration *last*; an executor that comes so far sets *leaves*.
-    *reused* are the tasks for which the network does not run: they take its last prediction again.
+    *reused* are the tasks for which the network does not run: they take its last prediction again. At a group of
+    devices *devices* are those that it runs on, and *changed* says whether a task of it ran on others before.
     """
 
     joiners: Sequence[Task] = ()
@@ -86,6 +90,8 @@ class Batch:
     keep_ends = False
     start = end = 0.0
     thread = -1  # of a pool of threads: the one that runs it
+    devices: tuple[int, ...] = ()
+    changed = False
 
     tasks: Sequence[Task]
 
@@ -116,10 +122,101 @@ class Batch:
 
     def details(self) -> dict[str, Any]:
         """What a record of it says beside what is said of each."""
-        return {"reused": [task.id for task in self.reused]} if self.reused else {}
+        said: dict[str, Any] = {"reused": [task.id for task in self.reused]} if self.reused else {}
+        return {**said, "devices": [*self.devices]} if self.devices else said
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size} on {self.worker.name}>"
+
+
+#: Seconds of a module for a batch of that size on so many devices, of requests of that shape.
+ByDegree = Callable[[str, int, int, Shape | None], float]
+
+
+def _nowhere(task: Task) -> tuple[int, ...]:
+    return ()
+
+
+class DeviceGroup:
+    """Devices 0 to *size* - 1. A batch runs on any of them that are free, if their number is one of *degrees*.
+
+    *change* is what a step takes longer, in seconds, before which one of its requests changes devices; None if that
+    is not known, and none may. *devices_of* gives those on which a task ran last, or runs (none before its first
+    batch). Policies can only read it.
+    """
+
+    __slots__ = ("_busy", "_estimate", "_free", "change", "degrees", "devices_of", "size")
+
+    size: int
+    degrees: tuple[int, ...]
+    change: float | None
+    devices_of: Callable[[Task], tuple[int, ...]]
+    _free: Callable[[], tuple[int, ...]]
+    _busy: Callable[[Task], bool]
+    _estimate: ByDegree
+
+    def __init__(
+        self,
+        degrees: tuple[int, ...],
+        estimate: ByDegree,
+        free: Callable[[], tuple[int, ...]],
+        *,
+        size: int,
+        busy: Callable[[Task], bool],
+        devices_of: Callable[[Task], tuple[int, ...]] = _nowhere,
+        change: float | None = None,
+    ) -> None:
+        said = {"_estimate": estimate, "_free": free, "_busy": busy, "devices_of": devices_of}
+        for name, value in (said | {"change": change, "degrees": degrees, "size": size}).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of_one(cls, view: WorkerView) -> DeviceGroup:
+        """That of a worker with a single device, which *view* shows."""
+
+        def free() -> tuple[int, ...]:
+            return (0,) if view.in_flight is None else ()
+
+        def busy(task: Task) -> bool:
+            return view.in_flight is not None and task in view.in_flight.tasks
+
+        def estimate(module: str, batch: int, degree: int, shape: Shape | None) -> float:
+            return view.estimate(module, batch, shape)
+
+        return cls((1,), estimate, free, size=1, busy=busy)
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The numbers of the devices on which nothing runs, in ascending order."""
+        return self._free()
+
+    def busy(self, task: Task) -> bool:
+        """Whether *task* is in a batch now."""
+        return self._busy(task)
+
+    def estimate(self, module: str, batch: int, degree: int, shape: Shape | None = None) -> float:
+        """Seconds that *module* takes on *degree* devices for a batch of that size (one iteration of a loop), by the
+        scheduler's profile; of requests of that *shape*, where requests have shapes."""
+        return self._estimate(module, batch, degree, shape)
+
+    def shown(self, seal: Callable[..., Any]) -> DeviceGroup:
+        """A copy whose functions were *seal*-ed."""
+        kept = 1 << 14
+        return DeviceGroup(
+            self.degrees,
+            seal(self._estimate, kept),
+            seal(self._free),
+            size=self.size,
+            busy=seal(self._busy),
+            devices_of=seal(self.devices_of),
+            change=self.change,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"view.group.{name} is not the policy's to set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"view.group.{name} is not the policy's to delete")
 
 
 class WorkerView:
@@ -139,6 +236,7 @@ class WorkerView:
     __slots__ = (
         "_alone",
         "_estimate",
+        "_group",
         "backlog",
         "in_flight",
         "limit",
@@ -170,6 +268,16 @@ class WorkerView:
         self._estimate = estimate
         self._alone: dict[str, float] = {}  # module -> seconds at batch 1, once `solo` has been asked
         self.peers: Sequence[WorkerState] = ()
+        self._group: DeviceGroup | None = None
+
+    @property
+    def group(self) -> DeviceGroup:
+        """The devices that it may share out among batches (a single one, unless the deployment says otherwise)."""
+        return self._group or DeviceGroup.of_one(self)
+
+    def form(self, group: DeviceGroup) -> None:
+        """Let it serve that *group*."""
+        self._group = group
 
     def estimate(self, module: str, batch: int, shape: Shape | None = None) -> float:
         """Seconds that *module* takes for a batch of that size (one iteration of a loop), by the scheduler's profile;
@@ -213,6 +321,8 @@ class PolicyBase:
     pools = False
     #: Whether a request may wait for as long as others keep coming, neither served nor given up: shortest first, say.
     starves = False
+    #: Whether it says on which devices of a group a batch runs (`WorkerView.group`); only such can serve a group.
+    names_devices = False
     #: The keys of a module's actions (``pipeline.modules.NAME.actions``) without which it has nothing to choose; a
     #: run says so where no module has them.
     uses_actions: tuple[str, ...] = ()

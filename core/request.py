@@ -306,3 +306,18 @@ class ActingTask(Task):
     @property
     def service(self) -> int:
         return self._ran() - self.reused
+
+
+class GroupTask(Task):
+    """A visit to a group of devices. *device_seconds* are what it used of them once it is over (of a batch of several
+    requests an equal part), *changes* how often it went on with other devices than before."""
+
+    __slots__ = ("changes", "device_seconds")
+
+    def __init__(self, request: Request, stage: Stage, queued: float, worker: Place | None = None) -> None:
+        super().__init__(request, stage, queued, worker)
+        self.device_seconds = 0.0
+        self.changes = 0
+
+    def details(self, tokens: bool = True) -> dict[str, Any]:
+        return {"iterations": self._ran(), "device_seconds": self.device_seconds, "changes": self.changes}

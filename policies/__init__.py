@@ -7,5 +7,6 @@ name ``my_policy.py`` or ``package.module:Class``); nothing else is edited.
 `diffusion`         for stages that run iterations: `neustream`, `clockwork`, `edf`, `fcfs`, ...
 `llm`               for engines of language models: `vllm`, `vllm_v1`, `sarathi`, `neustream_llm`, ...
 `routing`           for stages with several workers: which of them a request goes to
+`scaling`           for replicas that come and go: how many there should be
 ==================  ========================================================================================
 """

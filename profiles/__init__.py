@@ -4,6 +4,7 @@
 `profile`             `load` gives a `Profile`: tables, estimates, costs and `digest` of one model on one device
 `schema`              what a profile file may say; `csv_profile` reads plain CSV files
 `shapes`              times of requests of other sizes than the profile's own, from those that were measured
+`degrees`             times where several devices compute each step together
 `yaml_writer`         profile files as text
 `costs_page`          the registry of costs as text
 `tables`              what profiles are made of: tables of seconds, single costs, and how files are read

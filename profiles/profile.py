@@ -15,6 +15,7 @@ from typing import Any
 from servetwin.core import BadInput, Shape
 
 from .csv_profile import read_csv
+from .degrees import of_degree
 from .llm.schema import TokenData, TokenKind
 from .llm.step_table import TokenTable
 from .schema import FALLBACK, TOKEN_MODULES, CostsFile, Kind, ModuleProfile, ProfileFile
@@ -49,6 +50,7 @@ class Profile:
         self._estimates: dict[tuple[tuple[Kind, ...], bool], Callable[[str, int], float]] = {}
         self._tokens: dict[tuple[TokenKind, bool, bool], TokenTable] = {}
         self._shapes: dict[Shape, Profile] = {}
+        self._degrees: dict[int, Profile] = {1: self}
 
     @property
     def name(self) -> str:
@@ -100,6 +102,18 @@ class Profile:
         if found is None:
             data = of_shape(self.data, shape)
             found = self._shapes[shape] = self if data is self.data else Profile(data)
+        return found
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The numbers of devices that may compute a step together, ascending: 1, and those that were measured."""
+        return (1, *sorted(degree.devices for degree in self.data.degrees))
+
+    def on(self, degree: int) -> Profile:
+        """The same where so many devices compute each step together. Raises `BadInput` if that was not measured."""
+        found = self._degrees.get(degree)
+        if found is None:
+            found = self._degrees[degree] = Profile(of_degree(self.data, degree))
         return found
 
     def memory_of(self, shape: Shape) -> Memory | None:
@@ -207,6 +221,7 @@ LATER = frozenset(
     {
         *("basis", "shape", "memory_gib", "over_context", "beside", "per_square", "decoding", "blind", "compiled"),
         "decode_regions",
+        "degrees",
         "execution",
         "frames",
         "shapes",

@@ -7,14 +7,14 @@ no table holds. The classes below say what each key means; the files under ``dat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from .llm.schema import TokenData
 from .tables.cost import Cost, Lists
-from .tables.costs import DEVICE, GAP, GAP_OF, HANDOVER, HOST, JOIN
+from .tables.costs import DEVICE, GAP, GAP_OF, HANDOVER, HOST, JOIN, REGROUP
 from .tables.costs import check as check_costs
 from .tables.field_types import Fault, Finite, Name, Natural, NotNegative, Source, Strict, Text
 from .tables.latency_table import BatchTable, LatencyTable
@@ -161,6 +161,16 @@ class Shapes(Strict):
     measured: tuple[ShapeTables, ...] = ()
 
 
+class Degree(Strict):
+    """What was measured where *devices* of them compute a step together (sequence parallelism): the modules that
+    this makes faster, or slower, and of other shapes than the profile's own likewise. Those that are left out take
+    what they take on one device."""
+
+    devices: Annotated[StrictInt, Field(ge=2)]
+    modules: Annotated[dict[Name, ModuleProfile], Field(min_length=1)]
+    measured: tuple[ShapeTables, ...] = ()
+
+
 class Execution(Strict):
     """How a diffusion model's loop was executed: each batch size as a CUDA *graph* or not, and what of its network
     was compiled. For the rest see `servetwin.real.diffusion.execution.Execution`. What is left out was not done."""
@@ -206,6 +216,7 @@ class ProfileFile(Strict):
     took: dict[Text, NotNegative] | None = None  #: seconds of taking it, by part, and by shape of other shapes
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
     shapes: Shapes | None = None  #: what was measured of other sizes than *image*, which then must be given
+    degrees: tuple[Degree, ...] = ()  #: what was measured on several devices at once
     tokens: TokenData | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)
     verdict: tuple[Text, ...] | None = None  #: what was not clean when it was taken (`servetwin.profiles.verdict`)
@@ -221,7 +232,55 @@ class ProfileFile(Strict):
                     raise ValueError(f"cost {name} names unknown module {module!r}")
         self.check_costs(self.costs)
         self._check_shapes()
+        self._check_degrees()
         return self
+
+    def _check_degrees(self) -> None:
+        """Raise `Fault` for the first degree that does not fit the profile, or for what is known of one device
+        only."""
+        seen: set[int] = set()
+        shapes = (
+            {(*shape.size, shape.frames, shape.guidance) for shape in self.shapes.measured} if self.shapes else set()
+        )
+        for i, degree in enumerate(self.degrees):
+            path = ("degrees", str(i))
+            if degree.devices in seen:
+                raise Fault(f"{degree.devices} devices stand twice", (*path, "devices"), "each number once")
+            seen.add(degree.devices)
+            self._check_modules(path, degree.modules)
+            own = {(*shape.size, shape.frames, shape.guidance) for shape in degree.measured}
+            if own != shapes or len(own) < len(degree.measured):
+                what = "these are not the shapes that were measured on one device"
+                raise Fault(what, (*path, "measured"), "each shape of shapes.measured, once")
+            for j, shape in enumerate(degree.measured):
+                self._check_modules((*path, "measured", str(j)), shape.modules, [*degree.modules])
+                if shape.memory is not None:
+                    raise Fault("memory is not known by degree", (*path, "measured", str(j), "memory"), "none")
+        if not self.degrees:
+            return
+        if self.shapes is not None and self.shapes.weights_gib is not None:
+            what = "memory is known of one device only, and times of several at once"
+            raise Fault(what, ("shapes", "weights_gib"), "neither weights_gib nor memory beside degrees")
+        loops = [name for name, module in self.modules.items() if module.loop]
+        other = next((name for name in self.costs if name not in map(REGROUP, loops)), None)
+        if other is not None:
+            what = "this cost is that of one device, and nobody knows it of several at once"
+            raise Fault(what, ("costs", other), f"{', '.join(map(REGROUP, loops))} alone beside degrees")
+
+    def _check_modules(
+        self, path: tuple[str, ...], modules: Mapping[str, ModuleProfile], asked: Sequence[str] | None = None
+    ) -> None:
+        """Raise `Fault` for the first of *modules* that is not the profile's, or that says not what it must; they are
+        those that are *asked* for, if that is said."""
+        if asked is not None and sorted(modules) != sorted(asked):
+            raise Fault(f"it has modules {', '.join(sorted(modules))}", (*path, "modules"), ", ".join(asked))
+        for name, module in modules.items():
+            if name not in self.modules:
+                raise Fault(f"unknown module {name!r}", (*path, "modules"), ", ".join(self.modules))
+            if "scheduler" not in module.tables:
+                raise Fault("no table 'scheduler'", (*path, "modules", name, "tables"), "scheduler: {...}")
+            if module.loop != self.modules[name].loop:
+                raise Fault("loop is not as in the profile", (*path, "modules", name, "loop"))
 
     def _check_shapes(self) -> None:
         """Raise `Fault` for the first shape that says not all that it must, or stands twice."""
@@ -245,11 +304,7 @@ class ProfileFile(Strict):
             if sorted(shape.modules) != sorted(asked):
                 what = f"it has modules {', '.join(sorted(shape.modules))}"
                 raise Fault(what, (*path, "modules"), f"{', '.join(asked)}; others under fixed")
-            for name, module in shape.modules.items():
-                if "scheduler" not in module.tables:
-                    raise Fault("no table 'scheduler'", (*path, "modules", name, "tables"), "scheduler: {...}")
-                if module.loop != self.modules[name].loop:
-                    raise Fault("loop is not as in the profile", (*path, "modules", name, "loop"))
+            self._check_modules(path, shape.modules)
 
     def check_costs(self, names: Mapping[str, Cost]) -> None:
         """Raise `Fault` for the first of the costs *names* that the registry does not know in such a profile."""

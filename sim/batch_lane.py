@@ -98,7 +98,7 @@ class Lane(Moment):
         self.device += device
         self.phase = COMPUTING
         if batch.times > 1 and self.timing.settled:
-            self._run_on(batch)
+            self._run_on(batch, self._computing())
         elif batch.keep_ends:
             batch.ends = [0.0]
         # As _place(_computing()) would, without the calls: this happens at every iteration.
@@ -124,8 +124,22 @@ class Lane(Moment):
         host = self.host / self.host_rate
         return device if device > host else host
 
-    def _run_on(self, batch: Batch) -> None:
-        """Take further iterations of the same decision, as long as nothing else happens before they begin."""
+    def _goes_on(self, batch: Batch) -> bool:
+        """Take further iterations of *batch*, one of which has just ended, if what had come between concerns others
+        only: its policy would decide the same again. Whether there were any. (A recorder hears of runs as they were
+        first taken.)"""
+        if batch.keep_ends or not self.timing.settled or self.worker.policy.ahead:
+            return False
+        before = batch.count
+        self._run_on(batch, 0.0)
+        if batch.count == before:
+            return False
+        self._place(self._computing())
+        return True
+
+    def _run_on(self, batch: Batch, took: float) -> None:
+        """Take further iterations of the same decision, as long as nothing else happens before they begin. The one
+        that has begun ends when it has *took* so long from `updated` on."""
         horizon = self.env.next_time()
         repeat = batch.repeat
         assert repeat is not None
@@ -134,11 +148,8 @@ class Lane(Moment):
         keep_ends = batch.keep_ends
         ends = []
         start, left = self.updated, self.device
-        took = (left - self.ahead) / device_rate  # as _computing would, without the call
-        if took < self.host / host_rate:
-            took = self.host / host_rate
         stop = horizon if drift else min(horizon, limit)
-        count = 1
+        count = batch.count
         same_until = changes = -math.inf
         while count < times:
             end = start + took
@@ -243,6 +254,8 @@ class Lane(Moment):
         device = self.device - self.took * self.device_rate
         self.device = device if device > 0.0 else 0.0
         self.updated = now
+        if phase == COMPUTING and batch.count < batch.times and self._goes_on(batch):
+            return
         self.phase = NOTHING
         if phase == PAUSING:
             self.busy = True

@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 from servetwin.core import BadInput, Batch, Task, Worker
+from servetwin.core.groups.group_worker import GroupWorker
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.pool import Pool
 
 from .batch_lane import Lane, Rates
+from .group_lane import GroupLane
 from .llm.async_lane import AheadLane
 from .llm.lane import TokenLane, TokenTiming
 from .llm.look_ahead_lane import LookAheadLane
@@ -29,7 +31,7 @@ Delay = Callable[[Task], float]
 
 
 class SimExecutor:
-    """Runs batches in simulated time. *timing* gives each worker its `Timing`.
+    """Runs batches in simulated time. *timing* gives each worker its `Timing`, a group of devices one by degree.
 
     *contention* tells, for a pair (worker, other worker on the same device), at which `Rates` the first gets on while
     the second is busy; pairs that are not named do not disturb each other. Longer keys (worker, others...) are for
@@ -41,7 +43,7 @@ class SimExecutor:
 
     def __init__(
         self,
-        timing: Callable[[Worker], Timing | TokenTiming],
+        timing: Callable[[Worker], Timing | TokenTiming | dict[int, Timing]],
         *,
         contention: Mapping[tuple[str, ...], Rates] | None = None,
         delays: Mapping[tuple[str | None, str], Delay] | None = None,
@@ -141,8 +143,11 @@ class SimExecutor:
         """What runs the batches of *worker*."""
         if isinstance(worker, Pool):
             return PoolLane(self.calendar, self._calls[worker.name]).run
+        timing = self._timing(worker)
+        if isinstance(worker, GroupWorker):
+            assert isinstance(timing, dict)
+            return GroupLane(self.calendar, timing, worker.change or 0.0).run
         if isinstance(worker, TokenWorker):
-            timing = self._timing(worker)
             assert isinstance(timing, TokenTiming)
             if worker.name in self._engines:
                 return self._share(worker, timing).run
@@ -152,7 +157,8 @@ class SimExecutor:
                 lane = self._ahead[worker.name] = LookAheadLane(self.calendar, timing)
                 return lane.run
             return TokenLane(self.calendar, timing).run
-        return self._add_lane(worker).run
+        assert not isinstance(timing, TokenTiming | dict)
+        return self._add_lane(worker, timing).run
 
     def _share(self, worker: TokenWorker, timing: TokenTiming) -> SharedTokenLane:
         host = worker.host if worker.host is not None and worker.host.ahead else None
@@ -162,9 +168,7 @@ class SimExecutor:
             lane.neighbour, neighbour.neighbour = neighbour, lane
         return lane
 
-    def _add_lane(self, worker: Worker) -> Lane:
-        timing = self._timing(worker)
-        assert not isinstance(timing, TokenTiming)
+    def _add_lane(self, worker: Worker, timing: Timing) -> Lane:
         lane = Lane(self.calendar, worker, timing)
         for other in self._lanes.values():
             if other.worker.device == worker.device:

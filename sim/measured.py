@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from servetwin.core import BadInput, Batch, Task, Worker, WorkerView
+from servetwin.core.groups.group_worker import GroupWorker
 from servetwin.core.isolation.code_inspection import own
 from servetwin.core.llm.request import TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
-from servetwin.core.serving.shaped_worker import ShapedWorker
+from servetwin.core.serving.shaped_worker import ShapedView
 from servetwin.profiles import BatchTable, Profile, TokenTable, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.llm.schema import KINDS_OF_TABLE
@@ -158,21 +159,25 @@ class Clock:
         self._worker = ""  # whose tables are being read
         self.kinds = ("scheduler",) if options.table == "scheduler" else ("measured", "scheduler")
 
-    def timing(self, worker: Worker) -> Timing | TokenTiming:
+    def timing(self, worker: Worker) -> Timing | TokenTiming | dict[int, Timing]:
         if isinstance(worker, TokenWorker):
             return self._engine(worker)
         self._worker = worker.name
         profile = self.profiles[worker.device]
-        timing: Timing
-        if isinstance(worker, ShapedWorker):
-            views = worker.view.views
-            timing = ShapedTiming({s: self._batches(worker, view, profile.at(s)) for s, view in views.items()})
-        else:
-            timing = self._batches(worker, worker.view, profile)
+        if isinstance(worker, GroupWorker):
+            return {degree: self._by_shape(worker, profile.on(degree)) for degree in worker.degrees}
+        timing = self._by_shape(worker, profile)
         actions = worker.stage.actions
         if actions is not None and actions.reuse:
             return ReusingTiming(timing, self.reuse(worker))
         return timing
+
+    def _by_shape(self, worker: Worker, profile: Profile) -> Timing:
+        """The timing of batches of *worker* by *profile*, of each shape if its requests have some."""
+        if not isinstance(worker.view, ShapedView):
+            return self._batches(worker, worker.view, profile)
+        views = worker.view.views
+        return ShapedTiming({s: self._batches(worker, view, profile.at(s)) for s, view in views.items()})
 
     def reuse(self, worker: Worker) -> list[float]:
         """What a step takes at *worker* that reuses a prediction, over one that is computed, by the requests in it.

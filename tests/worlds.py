@@ -12,9 +12,11 @@ from harness import Simulation, Stepping, WorkerSetup, simulate
 from hypothesis import strategies as st
 from servetwin.core import Decision, Module, Pipeline, Policy, Recorder, Repeat, Request, WorkerView
 from servetwin.policies.diffusion.clockwork import Clockwork
+from servetwin.policies.diffusion.deadline_degree import DeadlineDegree
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.diffusion.fewer_steps import FewerSteps
+from servetwin.policies.diffusion.fixed_degree import FixedDegree
 from servetwin.policies.diffusion.from_similar import FromSimilar
 from servetwin.policies.diffusion.lsf import LSF
 from servetwin.policies.diffusion.neustream import NeuStream
@@ -44,8 +46,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "neustream-bound": lambda: NeuStream(bound=2),
     "clockwork-tracked": Clockwork,
     "clockwork-table": lambda: Clockwork(pacing="table"),
+    "deadline-degree": DeadlineDegree,
     "fcfs": FCFS,
     "fewer-steps": FewerSteps,
+    "fixed-degree": FixedDegree,
     "from-similar": FromSimilar,
     "edf": EDF,
     "steps": Steps,

@@ -37,7 +37,7 @@ from ..records import Recorder
 from ..request import ActingTask, Outcome, Outputs, Place, Request, Task
 from ..serving.executor import Executor, Handle
 from ..serving.loop import ServingLoop
-from ..serving.pool import Pool
+from ..serving.pool import ManyInFlight, Pool
 from ..serving.worker import Worker
 from ..slo import latest
 from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PrefillCheck, SpeculativeCheck
@@ -83,6 +83,7 @@ class InvariantChecker(Recorder):
         self.tokens: dict[TokenTask, int] = {}  # generated so far, where engines hand requests over
         self.watched: list[WatchedWorker] = []
         self.loop: ServingLoop | None = None
+        self.stages: dict[str, Stage] = {}  # by name
         self.plain: dict[str, list[Stage]] = {}  # stage -> those that lead there by plain edges
         self.jumps: dict[str, list[Stage]] = {}  # likewise, by branches
 
@@ -100,8 +101,8 @@ class InvariantChecker(Recorder):
         self.loop = loop
         self.watched = [self._watched(worker) for worker in loop.workers]
         loop.executor = WatchedExecutor(loop.executor, self)
-        for workers in loop.serving.values():
-            stage = workers[0].stage
+        self.stages = {worker.stage.name: worker.stage for worker in loop.workers}
+        for stage in self.stages.values():
             for after in stage.next:
                 self.plain.setdefault(after.name, []).append(stage)
             for branch in stage.branches:
@@ -110,7 +111,7 @@ class InvariantChecker(Recorder):
     def _watched(self, worker: Worker) -> WatchedWorker:
         if isinstance(worker, TokenWorker):
             return WatchedEngine(worker, self)
-        return WatchedPool(worker, self) if isinstance(worker, Pool) else WatchedWorker(worker, self)
+        return WatchedPool(worker, self) if isinstance(worker, ManyInFlight) else WatchedWorker(worker, self)
 
     # -- what a recorder hears ----------------------------------------------------------------------------
 
@@ -146,12 +147,13 @@ class InvariantChecker(Recorder):
     def batch(self, batch: Batch) -> None:
         self.advance(batch.end)
         worker = batch.worker
-        last = self.ends.get((worker, batch.thread), float("-inf"))
-        if batch.start < last:
-            raise broken(
-                3, f"{worker.name} started {batch} at {batch.start!r}, before its last one ended at {last!r}"
-            )
-        self.ends[worker, batch.thread] = batch.end
+        for place in batch.devices or (batch.thread,):
+            last = self.ends.get((worker, place), float("-inf"))
+            if batch.start < last:
+                raise broken(
+                    3, f"{worker.name} started {batch} at {batch.start!r}, before its last one ended at {last!r}"
+                )
+            self.ends[worker, place] = batch.end
         watched = self.watched[worker.number] if self.watched else None
         if isinstance(watched, WatchedEngine):
             watched.heard(batch)
@@ -235,7 +237,7 @@ class InvariantChecker(Recorder):
         for name, feeders in self.plain.items():
             certain = not self.jumps.get(name) and all(not s.branches for s in feeders)
             counts = {stays[s.name] for s in feeders}
-            joins = self.loop.serving[name][0].stage.inputs > 1
+            joins = self.stages[name].inputs > 1
             expected = counts if joins else {sum(stays[s.name] for s in feeders)}
             if certain and expected != {stays[name]}:
                 raise broken(7, f"{request} stayed {stays[name]} times at {name}, which it was sent to {expected}")
@@ -322,6 +324,10 @@ class WatchedWorker:
         if self.flying is not batch:
             raise broken(3, f"{self.worker.name} ends {batch}, but {self.flying} is in flight")
         self.flying = None
+        return self.counted(batch)
+
+    def counted(self, batch: Batch) -> dict[Task, int]:
+        """*batch* is done: the iterations that each of its live tasks has now done."""
         self.news = True
         if not 1 <= batch.count <= batch.times:
             raise broken(7, f"{batch} ran {batch.count} times on end where {batch.times} were allowed")
@@ -387,46 +393,48 @@ class WatchedWorker:
 
 
 class WatchedPool(WatchedWorker):
-    """Likewise, of a pool of threads: one batch in flight on each."""
+    """Likewise, of a pool of threads, or a group of devices: one batch in flight on each, and no request in two."""
 
-    worker: Pool
+    worker: ManyInFlight
 
-    def __init__(self, worker: Pool, checker: InvariantChecker) -> None:
+    def __init__(self, worker: ManyInFlight, checker: InvariantChecker) -> None:
         super().__init__(worker, checker)
-        self.threads: dict[int, Batch] = {}
+        self.places: dict[int, Batch] = {}  # by thread, or device
+        self.many = worker.threads if isinstance(worker, Pool) else worker.view.group.size
 
     def started(self, batch: Batch) -> None:
-        name, thread = self.worker.name, batch.thread
-        if thread in self.threads or not 0 <= thread < self.worker.threads:
-            raise broken(3, f"{name} starts {batch} on thread {thread}, busy with {self.threads.get(thread)}")
-        self.threads[thread] = batch
+        name, busy = self.worker.name, self.busy()
+        for place in batch.devices or (batch.thread,):
+            if place in self.places or not 0 <= place < self.many:
+                raise broken(3, f"{name} starts {batch} on {place}, busy with {self.places.get(place)}")
+            self.places[place] = batch
+        for task in batch.tasks:
+            if task in busy:
+                raise broken(4, f"{name} starts {batch}, and {task} is in a batch already")
         self.idle_until = None
         self.checker.check_batch(batch, self.worker)
 
     def stopped(self, batch: Batch) -> dict[Task, int]:
-        if self.threads.pop(batch.thread, None) is not batch:
+        there = [self.places.pop(place, None) for place in batch.devices or (batch.thread,)]
+        if any(other is not batch for other in there):
             raise broken(3, f"{self.worker.name} ends {batch}, which is not in flight")
-        self.news = True
-        done = {task: 1 for task in batch.tasks if task.request.outcome is None}
-        self.checker.iterations.update(done)
-        return done
+        return self.counted(batch)
 
     def busy(self) -> set[Task]:
-        return {task for batch in self.threads.values() for task in batch.tasks}
+        return {task for batch in self.places.values() for task in batch.tasks}
 
     def check_idle(self, now: float) -> None:
-        if len(self.threads) + len(self.worker.free) != self.worker.threads:
-            raise broken(3, f"{self.worker.name} has lost a thread: {len(self.threads)} run")
-        if self.news and self.worker.free and self.worker.view.waiting:
-            held = len(self.worker.view.waiting)
-            raise broken(
-                5, f"{self.worker.name} idles before {now!r} with {held} tasks, and its policy was not asked"
-            )
+        view, free = self.worker.view, self.many - len(self.places)
+        if self.worker.room != (free > 0):
+            raise broken(3, f"{self.worker.name} has lost one of its places: {len(self.places)} are taken")
+        if self.news and free and (view.waiting or len(view.running) > len(self.busy())):
+            what = f"{self.worker.name} idles before {now!r} with {len(view.waiting)} tasks waiting"
+            raise broken(5, f"{what}, and its policy was not asked")
 
     def check_empty(self) -> None:
         super().check_empty()
-        if self.threads:
-            raise broken(1, f"{self.worker.name} still runs {len(self.threads)} calls when the run is over")
+        if self.places:
+            raise broken(1, f"{self.worker.name} still runs {len(self.places)} batches when the run is over")
 
 
 class WatchedEngine(WatchedWorker):

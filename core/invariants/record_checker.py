@@ -59,10 +59,11 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
         name = f"batch {record['id']} of {record['worker']}"
         worker, start, end, ids = record["worker"], record["start"], record["end"], record["requests"]
         count = len(record["ends"]) if "ends" in record else 1
-        place = (worker, record.get("thread", -1))
-        if start < last.get(place, start):
-            raise broken(3, f"{name} started at {start!r}, before the last one ended at {last[place]!r}")
-        last[place] = end
+        for number in record.get("devices", (record.get("thread", -1),)):
+            place = (worker, number)
+            if start < last.get(place, start):
+                raise broken(3, f"{name} started at {start!r}, before the last one ended at {last[place]!r}")
+            last[place] = end
         check_ends(start, end, record.get("ends"), count, name)
         size = len(record["prefill"]) + record["decode"] if "prefill" in record else len(ids)
         if not size or len(set(ids)) < len(ids):
@@ -74,6 +75,11 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
         if not set(reused) <= set(ids):
             raise broken(7, f"{name} reuses predictions of {reused}, and holds {ids}")
         for request in ids:
+            before = runs.get((worker, request))
+            if before and start < before[-1][1]:
+                raise broken(
+                    4, f"{name} started at {start!r} with request {request}, which ran until {before[-1][1]!r}"
+                )
             row = (start, end, record["iterations"], count, request in reused)
             runs.setdefault((worker, request), []).append(row)
     told = {w: {int(n): k for n, k in s["batch_sizes"].items()} for w, s in summary["workers"].items()}

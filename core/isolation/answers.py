@@ -78,6 +78,9 @@ def check_actions(policy: object, decision: Decision) -> None:
         raise fault(policy, f"reuse of its decision is {shown(reuse)}", "a list of tasks")
     for item in (*(decision.steps or ()), *reuse):
         check_item(policy, "steps or reuse", item)
+    devices: Any = decision.devices
+    if not isinstance(devices, Sequence) or not all(type(device) is int for device in devices):
+        raise fault(policy, f"devices of its decision is {shown(devices)}", "numbers of view.group.free")
 
 
 def check_item(policy: object, name: str, item: Any) -> None:

@@ -19,6 +19,7 @@ from ..errors import PolicyFault
 from ..llm.policy import TokenPolicy
 from ..policy import Policy, PolicyBase
 from ..routing import Router
+from ..scaling.autoscaler import Autoscaler
 from .code_inspection import writes_in
 
 _TOP = __name__.partition(".")[0]
@@ -32,7 +33,7 @@ _COMPLETED = ("__pydantic_", "__signature__")
 #: Whether somebody who makes many short runs looks around all of them, so that none does for itself.
 HELD = False
 #: What policies are made of.
-_BASES = (PolicyBase, Policy, TokenPolicy, Router)
+_BASES = (PolicyBase, Policy, TokenPolicy, Router, Autoscaler)
 #: Where those that come along are, and as what.
 _FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "policies", "")
 _POLICIES = f"{_TOP}.policies."

@@ -21,8 +21,8 @@ from typing import Any
 from ..llm.policy import Step, TokenView
 from ..llm.request import CachingTask, TokenRequest, TokenTask
 from ..pipeline import Stage
-from ..policy import Batch, Decision, Repeat, WorkerView
-from ..request import ActingTask, Request, Task
+from ..policy import Batch, Decision, DeviceGroup, Repeat, WorkerView
+from ..request import ActingTask, GroupTask, Request, Task
 from .answers import write_fault
 
 #: Different arguments that an estimate is kept for.
@@ -140,6 +140,7 @@ def closed(view: WorkerView, *, hide: bool = True) -> Any:
     _put(shown, "limit_of", seal(view.limit_of))
     _put(shown, "solo", seal(view.solo))
     _put(shown, "batches", seal(lambda: (view.in_flight, view.backlog)))
+    _put(shown, "_group", view.group.shown(seal))
     if isinstance(view, TokenView):
         _share(shown, TokenView.__dict__["__dict__"].__get__(view))
         _put(shown, "limits", copy.copy(view.limits))
@@ -173,8 +174,8 @@ def closed_slo(slo: Any) -> Any:
 
 #: Classes that policies meet, and what they must look like at the end of a run.
 _MET: tuple[type, ...] = (
-    Request, Task, ActingTask, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat, WorkerView,
-    TokenView, ClosedView, ClosedTokenView, _Closed, Stage,
+    Request, Task, ActingTask, GroupTask, TokenRequest, TokenTask, CachingTask, Batch, Decision, Step, Repeat,
+    DeviceGroup, WorkerView, TokenView, ClosedView, ClosedTokenView, _Closed, Stage,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ..llm.request import AdapterTask, CachingTask, HandedTask, TokenRequest, To
 from ..llm.speculation import SpeculativeTask
 from ..pipeline import Stage
 from ..policy import Decision
-from ..request import ActingTask, Place, Request, Task
+from ..request import ActingTask, GroupTask, Place, Request, Task
 from .answers import check_decision, compared, write_fault
 
 #: What a task says of itself, from when a policy is first shown it to the end of its visit.
@@ -31,6 +31,7 @@ WRITABLE = frozenset(
         *CachingTask.__slots__,
         *HandedTask.__slots__,
         *ActingTask.__slots__,
+        *GroupTask.__slots__,
         *SpeculativeTask.__slots__,
         *AdapterTask.__slots__,
         *Request.__slots__,
@@ -180,7 +181,7 @@ class Books:
 #: What a visit that is over says of itself, whatever kind it is of.
 PAST = (
     "queued", "admitted", "started", "first_token", "finished", "arrival", "prompt", "limit", "budget",
-    "preemptions", "base_generated", "base_computed",
+    "preemptions", "base_generated", "base_computed", "device_seconds", "changes",
 )  # fmt: skip
 
 

@@ -51,6 +51,11 @@ class HostTier:
             if key in self.kept:
                 self.kept.move_to_end(key)
 
+    def clear(self) -> None:
+        """It holds nothing any more."""
+        self.kept.clear()
+        self.used = 0
+
     def _drop(self) -> bool:
         dropped = False
         while self.used > self.blocks:

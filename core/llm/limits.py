@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,24 +73,22 @@ class EngineLimits:
         if self.num_speculative_tokens < 0:
             raise BadInput(f"num_speculative_tokens is {self.num_speculative_tokens}", right="0 or more")
         if self.num_speculative_tokens:
-            self._check_alone("where tokens are drafted", "headroom", self.headroom > 0)
+            others = {"headroom": self.headroom > 0, "host_blocks": self.host_blocks > 0}
+            self._check_alone("where tokens are drafted", others)
 
     def _check_adapters(self) -> None:
         if self.max_loras < 0 or (self.adapters and not self.max_loras):
             raise BadInput(f"max_loras is {self.max_loras}", right="1 or more, for adapters")
         if self.max_loras:
-            self._check_alone("with adapters", "num_speculative_tokens", self.num_speculative_tokens > 0)
+            others = {"num_speculative_tokens": self.num_speculative_tokens > 0, "host_blocks": self.host_blocks > 0}
+            self._check_alone("with adapters", others)
 
-    def _check_alone(self, place: str, other: str, on: bool) -> None:
-        """Raise `BadInput` if an option is set of which nobody knows what it does in that *place*. *other* is one of
-        them, if it is *on*."""
-        others = {
-            "keep_freed": self.keep_freed,
-            "enable_prefix_caching": self.enable_prefix_caching,
-            "preemption: swap": self.preemption == "swap",
-            other: on,
-        }
-        if with_it := [name for name, set_ in others.items() if set_]:
+    def _check_alone(self, place: str, others: Mapping[str, bool]) -> None:
+        """Raise `BadInput` if an option is set of which nobody knows what it does in that *place*: one of *others*,
+        or one that is like it."""
+        swaps = self.preemption == "swap"
+        options = {"keep_freed": self.keep_freed, "preemption: swap": swaps, **others}
+        if with_it := [name for name, set_ in options.items() if set_]:
             raise BadInput(f"what {with_it[0]} does {place} is not known", right="one of them")
 
     @property

@@ -94,7 +94,7 @@ class StageTokens:
     def ended(self, task: TokenTask) -> None:
         """The request of *task* has ended; *task* may have generated no token, some, or all."""
         self.preemptions += task.preemptions
-        if type(task) is CachingTask:
+        if type(task) is CachingTask or (isinstance(task, CachingTask) and task.cached_tokens is not None):
             self.caching = True
             if task.cached_tokens is not None:
                 self.cache_queries += task.prompt
@@ -107,10 +107,10 @@ class StageTokens:
             self.handed += 1
             self.handing_wait += task.sent - task.prefilled
             self.handing += task.handed - task.sent
-        elif type(task) is AdapterTask:
+        if isinstance(task, AdapterTask):
             self.adapters = True
             self.adapter_loads += task.adapter_loads
-        elif type(task) is SpeculativeTask:
+        elif isinstance(task, SpeculativeTask):
             self.verified += task.verified
             self.drafted += task.drafted
             self.accepted += task.accepted

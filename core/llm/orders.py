@@ -93,6 +93,14 @@ class WaitingOrder:
             self._place([*waiting])
         return True
 
+    def rank_again(self, task: TokenTask) -> None:
+        """The key of *task*, which waits, has changed."""
+        entry, preemptions = self._known[task]
+        self._leaves(task)
+        entry = (self.key(task), entry[1], task)
+        self._known[task] = entry, preemptions
+        insort(self.entries, entry)
+
     def settle(self) -> None:
         """From now on all that wait stand in the queue by rank."""
         self._settled = self.first, self.end
@@ -148,31 +156,47 @@ class EarliestDue:
     engine counts the tokens of all in one: so it is known without a look at each who may be due first, and few are
     looked at in a call. Where an engine counts apart, all are.
 
+    Where it is asked since a time, those due before that are passed over. *most*, by how much a time grows at most
+    with each token, saves looking at each of them again; it is for policies that let all decode together, and whose
+    *due* gives the same time twice.
+
     >>> from servetwin.core.testing.by_hand import engine_view
     >>> view = engine_view(running=[(300, 5), (100, 2)])
-    >>> EarliestDue(lambda task: (0.1 * task.generated,) * 2, lambda task: 0.1).earliest(view.running)
-    0.2
+    >>> first = EarliestDue(lambda task: (0.1 * task.generated,) * 2, lambda task: 0.1)
+    >>> first.earliest(view.running), first.earliest(view.running, since=0.3)
+    (0.2, 0.5)
     """
 
-    def __init__(self, due: Callable[[TokenTask], tuple[float, float]], growth: Callable[[TokenTask], float]) -> None:
-        self.due, self.growth = due, growth
+    def __init__(
+        self,
+        due: Callable[[TokenTask], tuple[float, float]],
+        growth: Callable[[TokenTask], float],
+        most: Callable[[TokenTask], float] | None = None,
+    ) -> None:
+        self.due, self.growth, self.most = due, growth, most
         #: (what it is due after, were no token ever counted; a number to tell them apart; task)
         self._heap: list[tuple[float, int, TokenTask]] = []
+        #: Of those that were due before the time since when was asked, the latest due first: likewise, less.
+        self._passed: list[tuple[float, int, TokenTask]] = []
         self._apart: list[TokenTask] = []  # who does not decode with the others
         self._known: dict[TokenTask, int] = {}  # with its preemptions
         self._number = 0
-        self._least = inf  # of all growths
+        self._least, self._most = inf, -inf  # of all growths
         self._ticks = Ticks()  # the engine's count of the tokens of all
 
     def clear(self) -> None:
         """Forget what was seen: times have changed by more than tokens."""
         self._heap.clear()
+        self._passed.clear()
         self._apart.clear()
         self._known.clear()
 
-    def earliest(self, running: Tasks, enough: float = -inf) -> float:
-        """The earliest time, infinite if nobody runs; any time before *enough*, if there is one."""
+    def earliest(self, running: Tasks, enough: float = -inf, *, since: float = -inf) -> float:
+        """The earliest time that is not before *since*, infinite if there is none; any time before *enough*, if there
+        is one."""
         self._follow(running)
+        if self._passed:
+            self._look_at_passed(since)
         heap, due, best = self._heap, self.due, inf
         seen: list[tuple[float, TokenTask]] = []
         if self._apart:
@@ -180,7 +204,8 @@ class EarliestDue:
                 if task in running:
                     time, before = due(task)
                     seen.append((before, task))
-                    best = min(best, time)
+                    if since <= time < best:
+                        best = time
             self._apart = []
         on = self._ticks.count * self._least
         # (What a time loses by rounding is far less than what is added here.)
@@ -188,16 +213,32 @@ class EarliestDue:
             task = heappop(heap)[2]
             if task in running:
                 time, before = due(task)
+                if time < since and self.most is not None:
+                    self._keep(self._passed, self._ticks.count * self._most - time, task)
+                    continue
                 seen.append((before, task))
-                if time < best:
+                if since <= time < best:
                     best = time
         for before, task in seen:
-            if task.ticks is None:
-                self._apart.append(task)
-            else:
-                self._number += 1
-                heappush(heap, (before - on, self._number, task))
+            self._keep(heap, before - on, task)
         return best
+
+    def _look_at_passed(self, since: float) -> None:
+        """Those that were passed over and may be due at *since* or later by now are as all others again."""
+        on = self._ticks.count * self._most
+        least = since - 1e-9 - 1e-13 * (abs(since) + abs(on))
+        while self._passed and on - self._passed[0][0] >= least:
+            task = heappop(self._passed)[2]
+            self._keep(self._heap, self.due(task)[1] - self._ticks.count * self._least, task)
+
+    def _keep(self, heap: list[tuple[float, int, TokenTask]], key: float, task: TokenTask) -> None:
+        """*task*, which was looked at, stands in *heap* by *key*; with those that are looked at anyway, if it does
+        not decode with the others."""
+        if task.ticks is None:
+            self._apart.append(task)
+        else:
+            self._number += 1
+            heappush(heap, (key, self._number, task))
 
     def _follow(self, running: Tasks) -> None:
         known = self._known
@@ -214,9 +255,9 @@ class EarliestDue:
             self._apart.append(task)
             if task.ticks is not None:
                 self._ticks = task.ticks
-            least = self.growth(task)
-            if least < self._least:
+            least, most = self.growth(task), self.most(task) if self.most is not None else -inf
+            if least < self._least or most > self._most:
                 self.clear()
-                self._least = least
+                self._least, self._most = min(least, self._least), max(most, self._most)
                 self._follow(running)
                 return

@@ -147,6 +147,7 @@ class TokenView(WorkerView):
         "whole_prompt",
     )
 
+    lookahead = 0  # tokens of a sequence for which memory is kept beyond those of a step
     waiting: OrderedDict[TokenTask, None]  # type: ignore[assignment]
     running: dict[TokenTask, None]  # type: ignore[assignment]
 
@@ -225,7 +226,7 @@ class TokenView(WorkerView):
         not last ends the list.
         """
         if self.cache is not None:
-            pieces = self._tried(prefill, self.max_batched_tokens - decode, decode)
+            pieces = self._tried(prefill, self.max_batched_tokens, decode)
             self.checked = None
             return pieces
         tokens = self.max_batched_tokens - decode
@@ -284,12 +285,13 @@ class TokenView(WorkerView):
     ) -> list[Chunk]:
         """As `admissible`, where the engine has a prefix cache; a count of None is all that is pending."""
         assert self.cache is not None
-        trial, size, running = Trial(self.cache), self.block_size, self.running
+        trial, size, running, ahead = Trial(self.cache), self.block_size, self.running, self.lookahead
         if decode and self.due_blocks is not None:
             trial.take(self.due_blocks())
-        tokens = min(tokens, self.max_batched_tokens - decode)
+        tokens = min(tokens, self.max_batched_tokens - decode * self.limits.tokens_per_decode)
         sequences = self.max_sequences - len(running)
         taken: list[Chunk] = []
+        admitted = 0
         for task, asked in prefill:
             if tokens <= 0:
                 break
@@ -302,20 +304,29 @@ class TokenView(WorkerView):
             if asked is None and chunked:
                 count = min(count, tokens)
             tokens -= count
+            held = -(-(computed + ahead) // size) if runs else computed // size
+            more = 0 if runs else self.padding(pending, decode, len(taken) > admitted)
+            tokens -= more
             if tokens < 0:
                 break
-            new = -(-(computed + count) // size) + -computed // size
+            new = -(-(computed + count + more + ahead) // size) - held
             if not runs:
+                admitted += 1
                 sequences -= 1
                 keys = self.cache.keys(task, computed // size)
                 idle, away = trial.idle(keys), trial.away(keys)
-                most = -(-(computed + pending) // size) - computed // size if self.whole_prompt else new
+                most = max(new, -(-(computed + pending) // size) - held) if self.whole_prompt else new
                 new, most = new + away, most + away
                 if sequences < 0 or trial.free - most - len(idle) < self.watermark:
                     break
             trial.admit(task, idle, computed // size, new, computed + count)
             taken.append((task, count))
         return taken
+
+    def padding(self, pending: int, decode: int, begun: bool) -> int:
+        """The tokens of a step that one who is admitted with so many *pending* takes beyond them, beside *decode*
+        that decode; *begun*: prompts that were begun before go on in it."""
+        return 0
 
     def solo(self, task: Task, done: int = 0) -> float:
         """Seconds that *task* still wants if it is served alone and generates as much as it may; *done* as there."""

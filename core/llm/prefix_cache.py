@@ -129,6 +129,23 @@ class SessionContent(PromptContent):
         return f"<SessionContent: {self.ids[0]}>"
 
 
+class AdapterContent(PromptContent):
+    """*content* as a model computes it with an *adapter*: its keys and values are those of no other (vLLM hashes the
+    adapter's name with each block's tokens)."""
+
+    __slots__ = ("adapter", "answers", "content")
+
+    def __init__(self, content: PromptContent, adapter: str) -> None:
+        super().__init__(content.ids, content.size)
+        self.content, self.adapter, self.answers = content, adapter, content.answers
+
+    def tokens(self, prompt: int, computed: int | None = None) -> int:
+        return self.content.tokens(prompt, computed)
+
+    def key(self, end: int) -> Key:
+        return (self.adapter, self.content.key(end)[0]), end
+
+
 class Block:
     """One block with a content, or (*key* None) so many in line of which nothing can be found again."""
 
@@ -147,10 +164,19 @@ class PrefixCache:
         self.free = blocks
         self.line: OrderedDict[Block, None] = OrderedDict({Block(None, count=blocks): None})
         self.cached: dict[Key, list[Block]] = {}
+        self.anew = 0  # blocks of what is found, its last, that are computed anew all the same
         self.version = 0  # grows whenever something can be found that could not, or the other way round
         self.has: Callable[[Key], bool] = self.cached.__contains__
         if host is not None:
             self.has = lambda key: key in self.cached or key in host
+
+    def clear(self) -> None:
+        """Nothing is in use, and nothing can be found any more, in host memory neither."""
+        self.line = OrderedDict({Block(None, count=self.free): None})
+        self.cached.clear()
+        if self.host is not None:
+            self.host.clear()
+        self.version += 1
 
     # -- what can be found ------------------------------------------------------------------------------
 
@@ -162,7 +188,10 @@ class PrefixCache:
         return task.cache_known * self.size
 
     def hits(self, task: Looking, has: Callable[[Key], bool]) -> int:
-        """How many full blocks *task* finds if *has* says which contents there are."""
+        """How many full blocks *task* finds, and need not compute, if *has* says which contents there are."""
+        return max(0, self._there(task, has) - self.anew)
+
+    def _there(self, task: Looking, has: Callable[[Key], bool]) -> int:
         size, content, serial = self.size, task.prompt_content, task.cache_serial
         known = task.prompt + task.base_generated
         most = (known - 1) // size

@@ -327,14 +327,14 @@ class CachingTask(TokenTask):
             said["cached"] = self.cached_tokens
         if self.cached_on_host:
             said["cached_on_host"] = self.cached_on_host
-        if self.preemptions:
+        if self.preemptions and self.cached_tokens is not None:
             said["cached_again"] = self.cached_again
         return said
 
 
-class AdapterTask(TokenTask):
-    """A visit to an engine with LoRA adapters: *adapter* is that of its request (None: the model as it is), which was
-    brought to the device for it *adapter_loads* times."""
+class AdapterTask(CachingTask):
+    """A visit to an engine with LoRA adapters, which may have no prefix cache: *adapter* is that of its request
+    (None: the model as it is), which was brought to the device for it *adapter_loads* times."""
 
     __slots__ = ("adapter", "adapter_loads")
 

@@ -24,19 +24,22 @@ from ..pipeline import Stage
 from ..random_streams import stream
 from ..request import Place, Request
 from .policy import Chunk, TokenView
-from .request import TokenTask
+from .request import CachingTask, TokenTask
 
 
 @dataclass(frozen=True)
 class Speculation:
     """So many *drafts* in each step; that at position i (from 0) is accepted with probability ``acceptance[i]`` if
     all before it were. An engine keeps memory for *lookahead* tokens beyond those of a step (vLLM: as many as drafts
-    where a model with keys and values of its own drafts, none for n-grams). Raises `BadInput` for other numbers."""
+    where a model with keys and values of its own drafts, none for n-grams). Where what drafts *reads_states* of the
+    model (vLLM: eagle), the last block of what a prefix cache has is computed anew. Raises `BadInput` for other
+    numbers."""
 
     drafts: int
     acceptance: tuple[float, ...]
     lookahead: int = 0
     seed: int = 0
+    reads_states: bool = False
 
     def __post_init__(self) -> None:
         if self.drafts < 1 or len(self.acceptance) != self.drafts:
@@ -63,9 +66,9 @@ class Speculation:
         return lambda: bisect_left(falling, -draw())
 
 
-class SpeculativeTask(TokenTask):
-    """A visit to an engine that speculates: how many tokens were *drafted* for it, and how many of them *accepted*
-    (those beyond its last token included)."""
+class SpeculativeTask(CachingTask):
+    """A visit to an engine that speculates, which may have no prefix cache: how many tokens were *drafted* for it,
+    and how many of them *accepted* (those beyond its last token included)."""
 
     __slots__ = ("accepted", "drafted", "verified")
 
@@ -74,6 +77,11 @@ class SpeculativeTask(TokenTask):
     ) -> None:
         super().__init__(request, stage, queued, worker, prompt, limit)
         self.verified = self.drafted = self.accepted = 0
+
+    @property
+    def decoding(self) -> bool:
+        """As of `TokenTask`; of one that is computed anew, not before all of it is: the last token gets no drafts."""
+        return self.ticks is not None
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         return {**super().details(tokens), "drafted": self.drafted, "accepted": self.accepted}
@@ -88,6 +96,8 @@ class SpeculativeView(TokenView):
     lookahead: int
 
     def admissible(self, prefill: Iterable[Chunk], *, decode: int = 0) -> list[Chunk]:
+        if self.cache is not None:
+            return super().admissible(prefill, decode=decode)
         tokens = self.max_batched_tokens - decode * self.limits.tokens_per_decode
         sequences = self.max_sequences - len(self.running)
         free = self.free_blocks
@@ -113,3 +123,8 @@ class SpeculativeView(TokenView):
         held = self.blocks_for(computed + ahead) if computed else 0
         new = self.blocks_for(computed + count + ahead) - held
         return new, self.blocks_for(task.prompt + task.base_generated) if self.whole_prompt else new
+
+    def padding(self, pending: int, decode: int, begun: bool) -> int:
+        """As in vLLM (0.27), which gives one who has a single token pending as many drafts as those that decode have,
+        if nobody computes more: its step is then of one shape."""
+        return self.limits.num_speculative_tokens if pending == 1 and decode and not begun else 0

@@ -61,6 +61,7 @@ class BatchWorker(Worker):
             return  # another branch was dropped, or the run was stopped, while it was on its way
         task.queued = self.loop.now()
         self.inbox.append(task)
+        self._ask_again()
         if not self.deciding and (self.view.in_flight is None or self.policy.ahead) and self.loop.is_free(self):
             self._decide()
 
@@ -75,6 +76,7 @@ class BatchWorker(Worker):
 
     def withdraw(self, task: Task, now: float) -> None:
         view = self.view
+        self._ask_again()
         if task in view.waiting:
             del view.waiting[task]
             self.policy.removed(task, self.shown, now)
@@ -90,6 +92,12 @@ class BatchWorker(Worker):
 
     def clear(self) -> None:
         self.view.backlog.clear()
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Let the policy's `Repeat` end with the iteration in flight: what it rests on has changed."""
+        if self.view.in_flight is not None:
+            self.view.in_flight.times = self.view.in_flight.count
 
     def _done(self, batch: Batch) -> None:
         """The executor has run *batch*."""
@@ -247,6 +255,9 @@ class BatchWorker(Worker):
         if not self.acts and (decision.steps or decision.reuse):
             what = f"it sets steps, or reuses predictions, at {self.name}, where nothing says that it may"
             raise fault(self.policy, what, "actions of the module in the experiment; else neither steps nor reuse")
+        if decision.devices and [*decision.devices] != [0]:
+            what = f"it runs a batch on devices {[*decision.devices]} of {self.name}, which has one"
+            raise fault(self.policy, what, "view.group.free")
         if view.in_flight is not None and len(batch.joiners) < batch.size:  # who has waited was in no batch
             self.check_free("runs", set(tasks).difference(batch.joiners))
         try:

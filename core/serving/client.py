@@ -19,6 +19,7 @@ class Client:
     def __init__(self, loop: ServingLoop, source: Iterator[Request]) -> None:
         self.loop, self.source = loop, source
         self.timer: Handle | None = None
+        loop.more_come = lambda: self.coming is not None
         self.wait(next(source, None))
 
     def wait(self, coming: Request | None) -> None:

@@ -30,7 +30,7 @@ from .branching import Branching
 from .budget import Budget
 from .dispatch import Dispatcher, state_of
 from .executor import Executor
-from .worker import Handing, Handle, Worker
+from .worker import Handing, Handle, Scaling, Worker
 
 #: What a request says of itself beside its work, in that order.
 SAID = ("arrival", "deadline", "missed", "priority", "tenant", "weight", "class_name", "session", "shape")
@@ -51,7 +51,7 @@ class ServingLoop:
     *branching* says where requests go in a pipeline that branches, *budget* how their SLO is shared out among the
     stages. *handovers* send visits on from some workers of a stage to others that take no requests themselves.
     *together* off: an idle worker begins with the first of several requests that come at one instant, as
-    all did before 0.2; for repeating runs that were served so.
+    all did before 0.2; for repeating runs that were served so. *fleet*: the workers of a stage are not always there.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class ServingLoop:
         branching: Branching | None = None,
         together: bool = True,
         handovers: Sequence[Handing] = (),
+        fleet: Scaling | None = None,
     ) -> None:
         self.executor = executor
         self.together = together
@@ -104,7 +105,8 @@ class ServingLoop:
         self.entries = [s for s in stages if s.inputs == 0]
         # A request is in one place at a time, unless the graph forks: then it is counted in how many.
         self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
-        self._chooses = any(len(workers) > 1 for workers in self.serving.values())
+        self.fleet = fleet
+        self._chooses = fleet is not None or any(len(workers) > 1 for workers in self.serving.values())
         if not self._chooses:
             self.dispatcher = None
         self.budget = budget
@@ -121,9 +123,13 @@ class ServingLoop:
         self.held: list[Worker] | None = None  # those called while several requests are handed over
         self.hear_batch = self.recorder.of_batches()
         self._hear_arrival, self._hear_end = self.recorder.of_arrivals(), self.recorder.of_ends()
-        alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None
+        alone = len(self.workers) == len(stages) == 1 and not stages[0].branches and budget is None and fleet is None
         #: Where requests go straight from the client, if the only worker takes them so (`Worker.serve_alone`).
         self.entrance = self.workers[0].serve_alone() if alone else None
+        #: Whether a client has requests that it has not sent yet; set by whoever sends them.
+        self.more_come: Callable[[], bool] = lambda: False
+        if fleet is not None:
+            fleet.attach(self)
 
     # -- events -----------------------------------------------------------------------------------------
 
@@ -149,6 +155,8 @@ class ServingLoop:
             request.open_branches = len(self.entries)
         for stage in self.entries:
             self.forward(request, stage, None)
+        if self.fleet is not None:
+            self.fleet.arrived(request)
 
     def hear_ends(self, hear: Callable[[Request, float], None]) -> None:
         """Let *hear* be told of each request that has ended, and when, after the recorder is."""
@@ -273,10 +281,11 @@ class ServingLoop:
         return self.executor.call_at(when, callback)
 
     def policies(self) -> list[Any]:
-        """Those of all workers, and the routers."""
+        """Those of all workers, the routers, and the autoscaler."""
         asked = (self.dispatcher, *[handover.dispatcher for handover in self.handovers])
         routers = [router for dispatcher in asked if dispatcher is not None for router in dispatcher.routers]
-        return [*[worker.policy for worker in self.workers], *routers]
+        scaler = [self.fleet.scaler] if self.fleet is not None else []
+        return [*[worker.policy for worker in self.workers], *routers, *scaler]
 
     def outputs_of(self, request: Request) -> Outputs | None:
         """The true output lengths of *request*, which no policy may see."""
@@ -332,15 +341,11 @@ class ServingLoop:
             serving = self.serving[stage.name]
             if self._booked and before is not None and request.outcome is None:  # else another branch was dropped
                 self._check_request(request)
-            if len(serving) == 1:
+            if len(serving) == 1 and self.fleet is None:
                 target = serving[0]
             else:
-                target = self.router(request, serving, self.now())
-                if self._booked and request.outcome is None:  # a router has seen it
-                    self._check_request(request)
+                target = self._routed(request, stage, before)
                 if target is None:
-                    if self.dispatcher is not None:
-                        self.dispatcher.hold(request, stage, before, serving)
                     return
         now = self.now()
         task = target.task(request, now)
@@ -358,6 +363,23 @@ class ServingLoop:
         else:
             self.executor.send(source, task, target.receive)
 
+    def _routed(self, request: Request, stage: Stage, before: Task | None) -> Worker | None:
+        """Which of several workers *request* goes to; None: it waits until one has room, or is there at all."""
+        serving = self.serving[stage.name]
+        if self.fleet is not None:
+            stays = self.fleet.stays(stage, before)
+            if stays is not None:
+                return stays
+            if not serving:
+                self.fleet.hold(request, stage, before)
+                return None
+        target = self.router(request, serving, self.now())
+        if self._booked and request.outcome is None:  # a router has seen it
+            self._check_request(request)
+        if target is None and self.dispatcher is not None:
+            self.dispatcher.hold(request, stage, before, serving)
+        return target
+
     def leave(self, task: Task, now: float) -> None:
         """*task* has ended its stage *now*: its request goes on, or ends."""
         request, stage = task.request, task.stage
@@ -366,6 +388,8 @@ class ServingLoop:
             self._stays.over(task)
         if self.dispatcher is not None and not self.stopped:
             self.dispatcher.freed(stage)
+        if self.fleet is not None:
+            self.fleet.moved()
         jump = False
         after: Sequence[Stage] = stage.next
         if stage.branches and self.branching is not None:
@@ -433,3 +457,5 @@ class ServingLoop:
         if self.branching is not None:
             self.branching.forget(request)
         self._hear_end(request, now)
+        if self.fleet is not None:
+            self.fleet.ended(request, now)

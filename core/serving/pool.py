@@ -17,11 +17,75 @@ from ..request import Task
 from .worker import UNASKED, Loop, Worker
 
 
-class Pool(Worker):
+class ManyInFlight(Worker):
+    """A worker with several batches in flight, whose policy is asked as long as there is *room* for another. What
+    comes is taken in at once. Subclasses say how a decision is carried out, and what follows when a batch is done."""
+
+    policy: Policy
+
+    @property
+    def room(self) -> bool:
+        """Whether another batch could begin."""
+        raise NotImplementedError
+
+    def carry_out(self, decision: Decision, now: float) -> None:
+        """Begin the batch of *decision*. Raises `PolicyFault` if that may not be."""
+        raise NotImplementedError
+
+    def attach(self, loop: Loop) -> None:
+        super().attach(loop)
+        self.policy.start(self.shown)
+
+    def receive(self, task: Task) -> None:
+        if task.request.outcome is not None:
+            return
+        now = task.queued = task.admitted = self.loop.now()
+        books = self.books
+        if books is not None:
+            books.note(task)
+        kept = self.policy.admit(task, self.shown, now)
+        if kept is True or check_kept(self.policy, kept):
+            self.view.waiting[task] = None
+        else:
+            self.loop.drop(task, self.view)
+        self.loop.call(self)
+
+    def turn(self, settled: bool = False) -> None:
+        """Let the policy decide until there is no room or it has nothing more to say."""
+        if self.deciding:
+            return
+        self.deciding = True
+        view, loop = self.view, self.loop
+        decision: Decision = UNASKED
+        try:
+            while self.room and not loop.stopped:
+                now = loop.now()
+                decision = self.policy.decide(self.shown, now)
+                if type(decision) is not Decision:
+                    check_decision(self.policy, decision)
+                if decision.drop:
+                    for task in self.check_drop(decision):
+                        loop.drop(task, view)
+                if not decision.run:
+                    check_decision(self.policy, decision)  # as to what says nothing: None, say
+                    self.set_alarm(decision.idle_until, now)
+                    break
+                if self.doubted:
+                    check_decision(self.policy, decision)
+                if decision.steps or decision.reuse:
+                    what = f"it sets steps, or reuses predictions, at {self.name}, where neither may be"
+                    raise fault(self.policy, what, "neither steps nor reuse")
+                self.carry_out(decision, now)
+        except Exception as error:
+            self.explain(error, decision)
+            raise
+        self.deciding = False
+
+
+class Pool(ManyInFlight):
     """Serves one stage without a loop, with *threads* calls at a time. Raises `BadInput` if it cannot."""
 
     kind = "pool"
-    policy: Policy
 
     def __init__(
         self,
@@ -48,57 +112,16 @@ class Pool(Worker):
     def most(self) -> int:
         return self.threads
 
-    def attach(self, loop: Loop) -> None:
-        super().attach(loop)
-        self.policy.start(self.shown)
+    @property
+    def room(self) -> bool:
+        return bool(self.free)
 
-    def receive(self, task: Task) -> None:
-        if task.request.outcome is not None:
-            return
-        now = task.queued = task.admitted = self.loop.now()
-        books = self.books
-        if books is not None:
-            books.note(task)
-        kept = self.policy.admit(task, self.shown, now)
-        if kept is True or check_kept(self.policy, kept):
-            self.view.waiting[task] = None
-        else:
-            self.loop.drop(task, self.view)
-        self.loop.call(self)
-
-    def turn(self, settled: bool = False) -> None:
-        """Let the policy decide until no thread is free or it has nothing more to say."""
-        if self.deciding:
-            return
-        self.deciding = True
-        view, loop = self.view, self.loop
-        decision: Decision = UNASKED
-        try:
-            while self.free and not loop.stopped:
-                now = loop.now()
-                decision = self.policy.decide(self.shown, now)
-                if type(decision) is not Decision:
-                    check_decision(self.policy, decision)
-                if decision.drop:
-                    for task in self.check_drop(decision):
-                        loop.drop(task, view)
-                if not decision.run:
-                    check_decision(self.policy, decision)  # as to what says nothing: None, say
-                    self.set_alarm(decision.idle_until, now)
-                    break
-                check_decision(self.policy, decision)
-                run = tuple(decision.run)
-                if decision.steps or decision.reuse:
-                    what = f"it sets steps, or reuses predictions, at {self.name}, which has no loop"
-                    raise fault(self.policy, what, "neither steps nor reuse")
-                if len(run) != 1 or run[0] not in view.waiting:
-                    what = f"a thread of {self.name} runs one of the waiting tasks, not {list(run)}"
-                    raise fault(self.policy, what)
-                self._start(run[0], now)
-        except Exception as error:
-            self.explain(error, decision)
-            raise
-        self.deciding = False
+    def carry_out(self, decision: Decision, now: float) -> None:
+        run = tuple(decision.run)
+        if len(run) != 1 or run[0] not in self.view.waiting:
+            what = f"a thread of {self.name} runs one of the waiting tasks, not {list(run)}"
+            raise fault(self.policy, what)
+        self._start(run[0], now)
 
     def _start(self, task: Task, now: float) -> None:
         view = self.view

@@ -154,6 +154,7 @@ class SessionClient:
         if self.talks.over:
             raise BadInput("there is no request to send", right="a session at least")
         loop.hear_ends(self._ended)
+        loop.more_come = lambda: not self.talks.over
         self.talks.begin()
 
     def _plan(self, when: float, coming: Coming) -> None:

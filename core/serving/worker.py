@@ -112,6 +112,36 @@ class Handing(Protocol):
         """Work for *loop*."""
 
 
+class Scaling(Protocol):
+    """Lets workers come and go (`servetwin.core.fleets.fleet.Fleet`)."""
+
+    scaler: Any  #: who says how many there should be
+
+    def attach(self, loop: Any) -> None:
+        """Work for *loop*, before anything arrives."""
+
+    def arrived(self, request: Request) -> None:
+        """*request* has been sent."""
+
+    def ended(self, request: Request, now: float) -> None:
+        """*request* has ended."""
+
+    def moved(self) -> None:
+        """A request has left a worker."""
+
+    def stays(self, stage: Stage, before: Task | None) -> Worker | None:
+        """The worker of *stage* that a request is bound to after its visit *before*, if it is."""
+
+    def hold(self, request: Request, stage: Stage, before: Task | None) -> None:
+        """*request* waits until a worker of *stage* is there."""
+
+    def summary(self, since: float, until: float) -> dict[str, Any]:
+        """How many replicas there were between these times."""
+
+    def held(self, since: float, until: float) -> dict[str, float]:
+        """Seconds between these times in which each device was held."""
+
+
 class Worker:
     """Serves one stage with one policy. Subclasses say how: at least by `receive`, `turn`, `ring` and `withdraw`.
 
@@ -215,6 +245,9 @@ class Worker:
 
     def clear(self) -> None:
         """The run has been stopped: forget what was decided ahead."""
+
+    def restart(self) -> None:
+        """Its process ends while nothing is here: what it keeps between requests is lost."""
 
     # -- what its policy may see and say --------------------------------------------------------------------
 

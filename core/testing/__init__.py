@@ -10,7 +10,7 @@ ServeTwin is installed (`servetwin.pytest_plugin`); `servetwin.testing` has whol
 `timeline`        `play`: a scenario from the first arrival to the last end, under all invariants
 `schedule`        what ran when in it, and that as text
 `contract`        `assert_policy_contract`: what every policy must keep to, and whether it does
-`router_contract` the same of routers
+`asked_contract`  the same of routers and autoscalers
 `scenarios`       what a policy is tried on for that
 `decision_log`    `record`, `DecisionLog`: what was decided, kept in a file, and asked again
 `strategies`      workloads, systems and policies for hypothesis (extra ``servetwin[test]``)

@@ -30,10 +30,10 @@ def answer_of(decision: Decision) -> tuple[Any, ...]:
         preempt = tuple([task.id for task in decision.preempt])
         return prefill, decode, preempt, drop, decision.idle_until
     said = tuple([task.id for task in decision.run]), drop, bool(decision.whole), decision.idle_until
-    if not decision.steps and not decision.reuse:
+    if not decision.steps and not decision.reuse and not decision.devices:
         return said
     steps = tuple([(task.id, count) for task, count in (decision.steps or {}).items()])
-    return (*said, steps, tuple([task.id for task in decision.reuse]))
+    return (*said, steps, tuple([task.id for task in decision.reuse]), tuple(decision.devices))
 
 
 @watcher
@@ -127,7 +127,7 @@ def alone(decision: Any) -> Decision:
     if isinstance(decision, Step):
         more = {"preempt": decision.preempt, "drop": decision.drop, "idle_until": decision.idle_until}
         return Step(decision.prefill, decision.decode, **more)  # type: ignore[arg-type]
-    acts = {"steps": decision.steps, "reuse": decision.reuse}
+    acts: dict[str, Any] = {"steps": decision.steps, "reuse": decision.reuse, "devices": decision.devices}
     return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until, **acts)
 
 
@@ -222,8 +222,9 @@ def readable(answer: tuple[Any, ...]) -> str:
     else:
         run, drop, whole, _, *acts = answer
         parts = [f"run {[*run]}" + " whole" * whole]
-        steps, reuse = acts or ((), ())
+        steps, reuse, devices = acts or ((), (), ())
         parts += [f"steps {dict(steps)}"] * bool(steps) + [f"reuse {[*reuse]}"] * bool(reuse)
+        parts += [f"on devices {[*devices]}"] * bool(devices)
     return ", ".join([*parts, *[f"drop {[*drop]}"] * bool(drop)])
 
 

@@ -34,7 +34,7 @@ class Scenario:
 
 def scenarios_for(kind: type, policy: Any) -> Iterator[Scenario]:
     """Those for policies of the class *kind*; *policy* is one of them."""
-    yield from _engines(policy) if issubclass(kind, TokenPolicy) else _workers()
+    yield from _engines(policy) if issubclass(kind, TokenPolicy) else _workers(policy)
 
 
 def spread(count: int, least: int, most: int, seed: int) -> list[int]:
@@ -50,7 +50,7 @@ def spread(count: int, least: int, most: int, seed: int) -> list[int]:
 TABLE = [0.03, 0.035, 0.041, 0.048, 0.056, 0.065, 0.075, 0.086]
 
 
-def _workers() -> Iterator[Scenario]:
+def _workers(policy: Any) -> Iterator[Scenario]:
     base: dict[str, Any] = {"seconds": TABLE, "limit": 4, "slo_factor": 3.0}
     yield Scenario("one request, no deadline", [Job(10)], base, alone=True)
     yield Scenario("one request at a time, deadlines of ten times", _apart(), base, alone=True)
@@ -89,6 +89,11 @@ def _workers() -> Iterator[Scenario]:
     for told, reuse in (("and steps may be reused", True), ("and none may be reused", False)):
         actions = StepActions(((0.4, 0.7), (1.0, 1.0)), min_steps=10, reuse=reuse)
         yield Scenario(f"requests may get fewer steps, {told}", many, {**base, "actions": actions}, crowded=reuse)
+    if policy.names_devices:
+        for told, change in (("that may be changed", 0.004), ("that may not be changed", None)):
+            group = {**base, "gpus": 8, "change": change}
+            yield Scenario(f"a crowd on eight devices {told}", mixed, group, crowded=change is not None)
+        yield Scenario("one request, eight devices", [Job(10)], {**base, "gpus": 8}, alone=True)
     for told, slo in (("without deadlines", inf), ("and a deadline that passes", 5.0)):
         shorts = [Job(4, at=0.1 * i, slo=slo) for i in range(1, 120)]
         name = f"a long request among short ones that keep coming, {told}"

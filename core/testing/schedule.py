@@ -26,7 +26,8 @@ class Bar:
     """What one worker ran at a stretch: from *start* to *end* (seconds), *run* the ids of its batch in order.
 
     Of an engine's step *prefill* holds (id, tokens), *decode* the ids of those that put out a token, *preempted*
-    those that lost their memory for it; *run* are the ids of all that it computes.
+    those that lost their memory for it; *run* are the ids of all that it computes. At a group of devices *devices*
+    are those that it ran on.
     """
 
     worker: str
@@ -36,6 +37,7 @@ class Bar:
     prefill: tuple[tuple[int, int], ...] = ()
     decode: tuple[int, ...] = ()
     preempted: tuple[int, ...] = ()
+    devices: tuple[int, ...] = ()
 
 
 @dataclass

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadInput, PolicyFault
+from ..groups.group_worker import GroupWorker
 from ..invariants.checker import InvariantChecker
 from ..isolation import task_ledger
 from ..llm.batch import TokenBatch
@@ -32,7 +33,7 @@ from ..llm.serving.worker import TokenWorker
 from ..pipeline import Module, Pipeline, Stage, StepActions
 from ..policy import Batch, Decision, Policy, PolicyBase, WorkerView
 from ..records import Recorder
-from ..request import Outcome, Request, Task
+from ..request import Outcome, Request, Shape, Task
 from ..serving.acting_worker import ActingWorker
 from ..serving.batch_worker import BatchWorker
 from ..serving.client import Client
@@ -52,13 +53,17 @@ MOST_IDLE = 50_000
 class System:
     """A pipeline to serve: *seconds* of a batch by module and size, *limits* the largest batch by module.
 
-    Each module is served by a worker of its own. Raises `BadInput` if a module has no seconds.
+    Each module is served by a worker of its own; where *gpus* says so, on a group of so many devices: on 2, 4, 8, ...
+    of them at once a batch takes what `on_degree` says, and *change* seconds more before which a request changes
+    devices (None: it may not). Raises `BadInput` if a module has no seconds.
     """
 
     pipeline: Pipeline
     seconds: Mapping[str, Seconds]
     limits: Mapping[str, int] = field(default_factory=dict)
     slo_factor: float | None = None
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    change: float | None = None
 
     def workers(self, make: Callable[[Stage], PolicyBase]) -> list[Worker]:
         """A worker for each module, under what *make* gives for its stage."""
@@ -75,9 +80,24 @@ class System:
         for stage in self.pipeline.stages([[name] for name in names]):
             limit = self.limits.get(stage.modules[0], 8)
             view = WorkerView(stage, estimate, limit=limit, slo_factor=self.slo_factor)
+            size = self.gpus.get(stage.modules[0], 1)
+            if size > 1:
+
+                def by_degree(module: str, batch: int, degree: int, shape: Shape | None) -> float:
+                    return on_degree(tables[module](batch), degree)
+
+                degrees = [1 << n for n in range(size.bit_length())]
+                more: dict[str, Any] = {"size": size, "degrees": degrees, "change": self.change}
+                found.append(GroupWorker(stage, make(stage), view, estimate=by_degree, **more))  # type: ignore[arg-type]
+                continue
             kind = BatchWorker if stage.actions is None else ActingWorker
             found.append(kind(stage, make(stage), view))  # type: ignore[arg-type]
         return found
+
+
+def on_degree(seconds: float, degree: int) -> float:
+    """What takes so many *seconds* on one device takes this on *degree*: four fifths of it are shared out."""
+    return seconds * (0.2 + 0.8 / degree)
 
 
 class InTurn(Policy):
@@ -95,14 +115,16 @@ def chain(
     then: Mapping[str, Seconds] | None = None,
     slo_factor: float | None = None,
     actions: StepActions | None = None,
+    gpus: int = 1,
+    change: float | None = None,
 ) -> System:
     """The worker under test, and the modules that a request has to pass *then*, each with its seconds. *actions* are
-    what its policy may do with steps."""
+    what its policy may do with steps; *gpus* and *change* as in `System`."""
     later = dict(then or {})
     if MODULE in later:
         raise BadInput(f"{MODULE!r} is the worker's own module", where="then", right="another name")
     pipeline = Pipeline.chain(Module(MODULE, loop=loop, actions=actions), *map(Module, later))
-    return System(pipeline, {MODULE: seconds, **later}, {MODULE: limit}, slo_factor)
+    return System(pipeline, {MODULE: seconds, **later}, {MODULE: limit}, slo_factor, {MODULE: gpus}, change)
 
 
 class Play:
@@ -260,8 +282,11 @@ class Timeline:
         else:
             view, stage = worker.view, worker.stage
             steps = batch.iterations if stage.loop else 1
-            seconds = steps * sum(view.estimate(module, batch.size) for module in stage.modules)
-            bar = Bar(worker.name, start, start + seconds, tuple([task.id for task in batch.tasks]))
+            degree = len(batch.devices) or 1
+            seconds = steps * sum(view.group.estimate(module, batch.size, degree) for module in stage.modules)
+            seconds += (view.group.change or 0.0) if batch.changed else 0.0
+            ids = tuple([task.id for task in batch.tasks])
+            bar = Bar(worker.name, start, start + seconds, ids, devices=batch.devices)
         self.played.bars.append(bar)
         self.call_at(start + seconds, lambda: done(batch))
 

@@ -41,7 +41,7 @@ from servetwin.core.slo import ClassSLO
 
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
-from ..registry import policy_registry, router_registry
+from ..registry import autoscaler_registry, policy_registry, router_registry
 from ..registry.policy_errors import policies_answer
 from ..spec import yaml_io
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
@@ -49,7 +49,7 @@ from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
-from . import engine_options, handovers, stated
+from . import engine_options, groups, handovers, stated
 from .costs import Meter, costs
 from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
@@ -109,8 +109,14 @@ class Run:
                 raise PolicyFault(f"{what}; held by {held}")
             raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
         summary = self.recorder.summary
+        fleet, held_for = self.loop.fleet, None
+        if fleet is not None:
+            lasted = summary.first_arrival or 0.0, summary.last_end
+            summary.input["fleet"], held_for = fleet.summary(*lasted), fleet.held(*lasted)
+        if used := groups.usage(self.loop):
+            summary.input["device_groups"] = used
         if self.meter is not None:
-            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy())
+            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy(), held_for)
         return summary
 
     def send(self, requests: Iterable[Request]) -> None:
@@ -154,7 +160,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     """Wire up *experiment*. Raises `BadInput` if a profile, a policy or a trace does not fit it."""
     from servetwin.sim.measured import TimeOptions, measured_executor
 
-    recorder = recorder or Recorder()
+    recorder, replicas = recorder or Recorder(), experiment.deployment.replicas
     if experiment.deployment.repeated:
         experiment = expanded(experiment)
     profiles = load_profiles(experiment)
@@ -183,6 +189,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
     acts = any(module.actions for module in experiment.pipeline.modules.values())
     states = optional or acts or experiment.deployment.handover is not None
+    states = states or experiment.deployment.autoscaler is not None
     said = not_measured(profiles.values()) if limits else []
     if said := [*said, *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
@@ -204,7 +211,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         swaps=engine_options.swaps(experiment, profiles) if optional else None,
     )
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
-        loop = ServingLoop(stages, workers, executor, recorder, **wiring(experiment, stages, workers, profiles))
+        wired = wiring(experiment, stages, workers, profiles, replicas)
+        loop = ServingLoop(stages, workers, executor, recorder, **wired)
     meter = None
     if experiment.deployment.prices is not None:
         meter = Meter(workers)
@@ -357,6 +365,9 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
         if spec.device is None or spec.limit is None:
             workers.append(make_pool(spec, i, stage, policy, estimated[i], slo.factor))
             continue
+        if spec.gpus is not None:
+            workers.append(groups.group_worker(experiment, i, stage, profiles, slo.factor))
+            continue
         if by_shape:
             shaped = shaped_worker(experiment, i, stage, profiles, by_shape, slo.factor)
             workers.append(told_similar(shaped, experiment))
@@ -474,7 +485,10 @@ def policies_used(experiment: Experiment) -> list[str]:
 
 
 def routers_of_users(experiment: Experiment) -> dict[str, str]:
-    """Hashes of the code of the routers that do not come with ServeTwin, by name."""
+    """Hashes of the code of the routers, and of the autoscaler, that do not come with ServeTwin, by name."""
     names = dict.fromkeys(spec.name for spec in experiment.deployment.routings.values())
     codes = {name: router_registry.code_of(name) for name in names}
+    scaler = experiment.deployment.autoscaler
+    if scaler is not None:
+        codes[f"autoscaler {scaler.name}"] = autoscaler_registry.code_of(scaler.name)
     return {name: code.digest() for name, code in codes.items() if not code.ours}

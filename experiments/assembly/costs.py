@@ -2,11 +2,13 @@
 
 A device is held, and paid for, as long as the run lasts (from the first arrival to the last end, the *duration* of
 ``summary.json``), whether it computes or not. It is busy while a batch of one of its workers runs on it; several at
-once count once. Energy is busy seconds at the power of a busy device and the rest at that of an idle one.
+once count once. A replica that comes and goes is held from the beginning of its start until it has stopped. Energy is
+busy seconds at the power of a busy device and the rest at that of an idle one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,33 +56,45 @@ class Meter:
         return {device: self._sums[device] + sum(e - s for s, e in spans) for device, spans in self._spans.items()}
 
 
-def costs(experiment: Experiment, summary: dict[str, Any], busy: dict[str, float] | None) -> dict[str, Any]:
+def costs(
+    experiment: Experiment,
+    summary: dict[str, Any],
+    busy: dict[str, float] | None,
+    held: dict[str, float] | None = None,
+) -> dict[str, Any]:
     """What the run of *experiment*, replicas written out, with this *summary* costs; *busy* are the seconds in which
-    each device computed, where that is known. What it is not known for, or nothing comes of, is None."""
+    each device computed, where that is known, and *held* those for which it was held, where that is not all of the
+    run. What it is not known for, or nothing comes of, is None."""
     prices = experiment.deployment.prices
     assert prices is not None
-    held = summary["duration"]
-    dollars = held / HOUR * sum(price.per_hour for price in prices.values())
+    length = summary["duration"]
+    per_hour = sum(price.per_hour for price in prices.values())
+    device_seconds, dollars = len(prices) * length, length / HOUR * per_hour
+    if held is not None:
+        device_seconds = math.fsum(held[device] for device in prices)
+        dollars = math.fsum(held[device] / HOUR * price.per_hour for device, price in prices.items())
+        per_hour = dollars / (length / HOUR) if length > 0.0 else 0.0
     requests, met = summary["finished"], summary["met"]
     tokens = [stage["total_output_tokens"] for stage in summary.get("llm", {}).values()]
     told: dict[str, Any] = {
-        "device_hours": len(prices) * held / HOUR,
+        "device_hours": device_seconds / HOUR,
         "dollars": dollars,
-        "dollars_per_hour": sum(price.per_hour for price in prices.values()),
+        "dollars_per_hour": per_hour,
         "dollars_per_1000_requests": 1000.0 * dollars / requests if requests else None,
         "met_per_dollar": met / dollars if dollars else None,
     }
     if tokens:
         told["dollars_per_million_output_tokens"] = 1e6 * dollars / sum(tokens) if sum(tokens) else None
     told["utilisation"] = told["energy_kwh"] = None
-    if busy is not None and held > 0.0:
-        computed = {device: min(busy.get(device, 0.0), held) for device in prices}
-        told["utilisation"] = sum(computed.values()) / (len(prices) * held)
+    if busy is not None and device_seconds > 0.0:
+        on = {device: length if held is None else held[device] for device in prices}
+        computed = {device: min(busy.get(device, 0.0), on[device]) for device in prices}
+        told["utilisation"] = sum(computed.values()) / device_seconds
         powers = {device: price.power for device, price in prices.items()}
         if all(power is not None for power in powers.values()):
             joules = 0.0
             for device, power in powers.items():
                 assert power is not None
-                joules += computed[device] * power.busy + (held - computed[device]) * power.idle
+                joules += computed[device] * power.busy + (on[device] - computed[device]) * power.idle
             told["energy_kwh"] = joules / JOULES_PER_KWH
     return told

@@ -63,6 +63,11 @@ def stands_on(experiment: Experiment) -> list[str]:
         if engine is not None and (config := engine.speculative_config) is not None:
             drafts = f"{config.num_speculative_tokens} drafts a step"
             said[f"{drafts}, of which {mean_of(config):.2f} are accepted on average: {config.source}"] = None
+            if engine.asynchronous is None and config.method != "eagle":
+                profile = load_profiles(experiment)[spec.device or ""]
+                if profile.token_data.engine.asynchronous:
+                    off = "drafts: asynchronous scheduling is off, as vLLM sets it where they come from"
+                    said[f"{off} {config.method}"] = None
             if config.draft is not None and (own := config.draft.device) is not None:
                 said[f"drafts are made in the times of {experiment.deployment.devices[own]} (device {own})"] = None
             if config.draft is not None and config.draft.source is not None:
@@ -159,7 +164,8 @@ def mean_of(config: SpeculativeConfig) -> float:
 def speculation_of(config: SpeculativeConfig, seed: int) -> Speculation:
     """What an engine drafts by *config*, and which of it is accepted."""
     count = config.num_speculative_tokens
-    return Speculation(count, config.probabilities, 0 if config.method == "ngram" else count, seed)
+    ahead = 0 if config.method == "ngram" else count
+    return Speculation(count, config.probabilities, ahead, seed, reads_states=config.method == "eagle")
 
 
 def steps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[Any], Any]]:

@@ -57,7 +57,7 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
     """The settings of the engine of *spec*: each as the worker says it, or else as the *profile* does."""
     assert spec.limit is not None
     given, data = spec.engine or EngineSpec(), profile.token_data
-    size, engine = given.block_size or data.kv.block_size, data.engine
+    size, engine, drafts = given.block_size or data.kv.block_size, data.engine, given.speculative_config
     blocks = given.blocks or data.blocks(
         max_batched_tokens=given.max_batched_tokens,
         max_sequences=spec.limit,
@@ -76,12 +76,14 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
         whole_prompt=given.whole_prompt,
         keep_freed=given.keep_freed,
         enable_prefix_caching=given.enable_prefix_caching,
-        num_speculative_tokens=given.speculative_config.num_speculative_tokens if given.speculative_config else 0,
+        num_speculative_tokens=drafts.num_speculative_tokens if drafts is not None else 0,
         host_blocks=host_blocks_of(given.kv_offloading.gib, given, data, size) if given.kv_offloading else 0,
         max_loras=given.lora.max_loras if given.lora else 0,
         adapters=tuple(given.lora.adapters.items()) if given.lora else (),
     )
     ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
+    if given.asynchronous is None and drafts is not None and drafts.method != "eagle":
+        ahead = False  # as vLLM sets it (0.27: `vllm/config/vllm.py`)
     return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead)
 
 
@@ -160,13 +162,6 @@ def check_engine(
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
-    if settings.asynchronous and limits.max_loras:
-        what = "an engine with adapters decides a step when the one before is over, and this profile's does not"
-        raise BadInput(what, where="deployment.workers: engine.lora", right="asynchronous: false beside it")
-    if settings.asynchronous and limits.host_blocks:
-        what = "KV is brought back from the host where a step is decided when the one before is over"
-        where = "deployment.workers: engine.kv_offloading"
-        raise BadInput(what, where=where, right="asynchronous: false beside it")
     if settings.asynchronous and spec.role is not None:
         what = "engines whose prefill and decode are apart decide a step when the one before is over"
         raise BadInput(what, where="deployment.workers: engine.asynchronous", right="asynchronous: false")

@@ -24,6 +24,7 @@ from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..spec.shapes import StepActionsSpec
 from ..workload.lengths import largest
+from .fleets import make_fleet
 from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
 
@@ -73,10 +74,15 @@ def told_similar(worker: Worker, experiment: Experiment) -> Worker:
 
 
 def wiring(
-    experiment: Experiment, stages: Sequence[Stage], workers: Sequence[Worker], profiles: dict[str, Profile]
+    experiment: Experiment,
+    stages: Sequence[Stage],
+    workers: Sequence[Worker],
+    profiles: dict[str, Profile],
+    replicas: int = 1,
 ) -> dict[str, Any]:
-    """What a `ServingLoop` of *stages* and *workers* takes besides: the router of requests among the workers of a
-    stage, the budgets of the stages, and the path of each request where the pipeline branches."""
+    """What a `ServingLoop` of *stages* and *workers*, those of so many *replicas*, takes besides: the router of
+    requests among the workers of a stage, the budgets of the stages, the path of each request where the pipeline
+    branches, and the fleet if replicas come and go."""
     plan, branches = experiment.deployment, experiment.pipeline.branches
     routers = {path: (router_registry.make(r.name, r.params), r.stale) for path, r in plan.routings.items()}
     others = {s.name: routers[path][0] for s in stages if (path := ("routers", s.modules[0])) in routers}
@@ -89,6 +95,7 @@ def wiring(
         "router": Dispatcher(entries, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,
+        "fleet": make_fleet(plan.autoscaler, workers, replicas, experiment.seed) if plan.autoscaler else None,
     }
 
 

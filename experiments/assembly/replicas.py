@@ -39,6 +39,7 @@ def expanded(experiment: Experiment) -> Experiment:
         routers=plan.routers,
         handover=plan.handover,
         prices=prices if plan.prices is not None else None,
+        autoscaler=plan.autoscaler,
     )
     return experiment.model_copy(update={"deployment": whole})
 

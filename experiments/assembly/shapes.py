@@ -42,9 +42,18 @@ def shapes_of(experiment: Experiment) -> list[Shape]:
     return list(dict.fromkeys(found))
 
 
+def refuse_groups(experiment: Experiment, who: str) -> None:
+    """Raise `BadInput` if a worker serves a group of devices, of which *who* knows nothing."""
+    for i, spec in enumerate(experiment.deployment.workers):
+        if spec.gpus is not None:
+            what = f"groups of devices are simulated only: {who} knows nothing of them"
+            raise BadInput(what, where=f"deployment.workers.{i}.gpus", right="servetwin run, in simulation")
+
+
 def refuse(experiment: Experiment, who: str) -> None:
-    """Raise `BadInput` if requests have shapes, or policies may do something with steps, of which *who* knows
-    nothing."""
+    """Raise `BadInput` if requests have shapes, policies may do something with steps, or devices come in groups, of
+    which *who* knows nothing."""
+    refuse_groups(experiment, who)
     for name, module in experiment.pipeline.modules.items():
         if module.actions is not None:
             what, right = f"{who} knows nothing of steps that are left out", "an experiment without actions"

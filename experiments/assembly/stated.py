@@ -9,8 +9,12 @@ from . import engine_options, handovers
 
 def stands_on(experiment: Experiment) -> list[str]:
     """A line for each number, or table, that *experiment* states with its source: of hand-overs, of options of
-    engines, of what policies may do with steps."""
+    engines, of starts of replicas, of what policies may do with steps."""
     found = [*handovers.stands_on(experiment), *engine_options.stands_on(experiment)]
+    scaler = experiment.deployment.autoscaler
+    if scaler is not None:
+        phases = ", ".join(f"{name.replace('_', '-')} {seconds:g} s" for name, seconds in scaler.start.phases.items())
+        found.append(f"the start of a replica is stated ({phases}): {scaler.start.source}")
     for name, module in experiment.pipeline.modules.items():
         if module.actions is not None:
             found += _of_steps(name, module.actions)

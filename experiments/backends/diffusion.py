@@ -23,12 +23,12 @@ from servetwin.core import BadInput, Pipeline, Recorder, Request, ServeTwinError
 from servetwin.core.group_metrics import StepQuality
 from servetwin.core.serving.sessions import Session
 
-from ..assembly import build, engine_options, handovers
+from ..assembly import build, engine_options, fleets, handovers
 from ..assembly.llm_workers import contexts
 from ..assembly.pipeline import make_pipeline, real_tools, wiring, without_tools
 from ..assembly.replicas import expanded
 from ..assembly.same_run import otherwise, weights_digest
-from ..assembly.shapes import check_sizes, refuse, shapes_of, told
+from ..assembly.shapes import check_sizes, refuse, refuse_groups, shapes_of, told
 from ..provenance.file_digests import path_digest
 from ..provenance.policy_code import as_loaded
 from ..registry.catalog import suggest
@@ -243,8 +243,10 @@ class Plan:
     ) -> None:
         if not diffusion:
             refuse(experiment, "this backend")
+        refuse_groups(experiment, "the real side")
         handovers.refuse(experiment, "the real side", "workers without a role, or --backend sim")
         engine_options.refuse(experiment, "the real side", "an engine without it, or --backend sim")
+        fleets.refuse(experiment, "the real side", "no autoscaler, or --backend sim")
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

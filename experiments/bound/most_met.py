@@ -20,7 +20,7 @@ from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.llm.schema import KINDS_OF_TABLE
 from servetwin.sim.measured import TimeOptions
 
-from ..assembly import build, engine_options, handovers, replicas
+from ..assembly import build, engine_options, fleets, handovers, replicas
 from ..assembly.shapes import refuse
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
@@ -114,6 +114,7 @@ def most_met(
     check_arrivals(experiment)
     refuse(experiment, "the bound")
     handovers.refuse(experiment, "the bound", "workers without a role, or servetwin run")
+    fleets.refuse(experiment, "the bound", "no autoscaler, or servetwin run")
     engine_options.refuse(experiment, "the bound", "an engine without it, or servetwin run")
     began = time.perf_counter()
     noise = experiment.time.noise

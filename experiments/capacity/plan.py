@@ -78,7 +78,8 @@ class PlanFile(Strict):
 
 @dataclass
 class Fleet:
-    """So many (*count*) replicas of a *kind* under a *policy* and a *router* ("" where there is none to choose)."""
+    """So many (*count*) replicas of a *kind* under a *policy* and a *router* ("" where there is none to choose); from
+    *least* to so many if they come and go, which then cost what they cost on average."""
 
     kind: str
     policy: str
@@ -89,6 +90,7 @@ class Fleet:
     point: Repeated
     verdict: str
     front: bool | None = None
+    least: int | None = None
 
     @property
     def cents(self) -> float:
@@ -97,13 +99,15 @@ class Fleet:
 
     @property
     def label(self) -> str:
-        return f"{self.count} x {self.kind}, {self.policy}" + (f", {self.router}" if self.router else "")
+        many = f"{self.count}" if self.least is None else f"{self.least} to {self.count}"
+        return f"{many} x {self.kind}, {self.policy}" + (f", {self.router}" if self.router else "")
 
     def as_row(self) -> Row:
         """For tables and ``--json``."""
         mean = self.point.summary(LEVEL)
-        columns = ("dollars_per_1000_requests", "dollars_per_million_output_tokens", "met_per_dollar")
-        beside = {name: mean[name] for name in (*columns, "utilisation", "energy_kwh") if name in mean}
+        per = ("dollars_per_1000_requests", "dollars_per_million_output_tokens", "met_per_dollar")
+        columns = (*per, "utilisation", "energy_kwh", "mean_replicas")
+        beside = {name: mean[name] for name in columns if name in mean}
         ends = {"attainment_low": self.attainment.low, "attainment_high": self.attainment.high}
         who = {"fleet": self.kind, "policy": self.policy, "router": self.router or None, "count": self.count}
         share = {"attainment": self.attainment.mean, **ends, "verdict": self.verdict, "front": self.front}
@@ -305,7 +309,12 @@ def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float) -
         found = Interval(found.mean, found.mean, found.mean, 1)
     verdict = "holds" if found.low >= target else "may hold" if found.high >= target else "does not hold"
     dollars = count * sum(price.per_hour for price in prices.values())
-    case.tried[count] = Fleet(case.kind.name, case.policy, case.router, count, dollars, found, point, verdict)
+    scaler = experiment.deployment.autoscaler
+    if scaler is not None:
+        dollars = sum(row["dollars_per_hour"] for row in point.rows) / len(point.rows)
+    told = Fleet(case.kind.name, case.policy, case.router, count, dollars, found, point, verdict)
+    told.least = scaler.least if scaler is not None else None
+    case.tried[count] = told
 
 
 def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:

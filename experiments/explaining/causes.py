@@ -10,7 +10,7 @@ from enum import StrEnum
 class Cause(StrEnum):
     """Why a part of a request's time passed. The parts of a request never overlap and leave nothing out."""
 
-    TRANSFER = "transfer"  #: on its way to the stage, or in a central queue
+    TRANSFER = "transfer"  #: on its way to the stage, in a central queue, or waiting for a replica
     IN_FRONT = "batch in front"  #: the batch, or iteration, that was running when it came
     JOINED_LATE = "joined late"  #: the worker had not taken it in yet when the next batch began
     QUEUE = "queue"  #: others ran instead, before it had begun

@@ -17,8 +17,10 @@ from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
-from .keys.field_types import Count, NotNegative, Positive, Strict, Wait, Weight
+from .keys.autoscaler import AutoscalerSpec
+from .keys.field_types import Count, NotNegative, Positive, Strict, Weight
 from .keys.prices import Price
+from .keys.routing import HandoverSpec, RouterSpec, Routing
 from .keys.schedule import ByClass, Schedule
 from .llm import EngineSpec, Lengths, TokenSLOSpec, drop_options
 from .sessions import ClosedLoop, SessionsSpec
@@ -378,7 +380,8 @@ class WorkerSpec(Strict):
 
     Of an LLM module's worker *limit* is the most requests that run at once, and *engine* has its other limits. With
     the *role* "prefill" it computes prompts and hands them over to workers of the same module with the role "decode";
-    without one it does both.
+    without one it does both. With *gpus* its device is a group of so many (docs/guides/groups-of-devices.md): its
+    policy says on which of them each batch runs, and *limit* holds for each batch.
     """
 
     modules: Annotated[list[str], Field(min_length=1)]
@@ -392,49 +395,7 @@ class WorkerSpec(Strict):
     engine: EngineSpec | None = None
     scripts: ScriptsSpec | None = None
     role: Literal["prefill", "decode"] | None = None
-
-
-class RouterSpec(Strict):
-    """A router by name, entry point, ``package.module:Class`` or file, and its parameters. What it sees of workers is
-    up to *stale* seconds old."""
-
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
-    stale: NotNegative = 0.0
-
-
-def _kind_of_router(value: Any) -> str:
-    return "mapping" if isinstance(value, dict | RouterSpec) else "name"
-
-
-Routing = Annotated[
-    Annotated[str, Tag("name")] | Annotated[RouterSpec, Tag("mapping")], Discriminator(_kind_of_router)
-]
-
-
-class HandoverSpec(Strict):
-    """How KV gets from workers of the *role* "prefill" to those of the role "decode", and which of these decodes.
-
-    The KV of a prompt takes *latency* seconds, and its bytes at *gb_per_s* (10^9 bytes a second), of which *source*
-    says where it comes from; without *gb_per_s* it takes what the profiles of the prefill workers say (their cost
-    `kv.handover`). *bytes_per_token* is by default that of the profile's model at two bytes a number. *link*: one
-    prompt is sent at a time from each "prefill" worker, to each "decode" worker, on each "pair" of them, or by all
-    together ("shared"); or ("unlimited") none waits for another. Without *overlap* a prefill worker computes nothing
-    while it sends. *first_token*: a request's first token is the one that its prefill gives ("prefill", as in
-    DistServe and Splitwise), or comes from the first step of the worker that decodes ("decode", as with vLLM's
-    proxies, which throw the former away). *router* picks the worker that decodes, when the prompt stands; one that
-    keeps a central queue picks it when one has room.
-    """
-
-    # Slower links, and longer waits, end in times that a number cannot tell from those of steps.
-    gb_per_s: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)] | None = None
-    latency: Wait = 0.0
-    bytes_per_token: Positive | None = None
-    source: Annotated[str, Field(min_length=1)] | None = None
-    link: Literal["prefill", "decode", "pair", "shared", "unlimited"] = "prefill"
-    overlap: bool = True
-    first_token: Literal["prefill", "decode"] = "prefill"
-    router: Routing = "least_loaded"
+    gpus: Annotated[int, Field(ge=2, le=1024)] | None = None
 
 
 class Deployment(Strict):
@@ -445,7 +406,8 @@ class Deployment(Strict):
     Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
-    decode, where there are such roles. *prices*: what each device costs, and draws.
+    decode, where there are such roles. *prices*: what each device costs, and draws. *autoscaler*: how many of the
+    *replicas*, which are then the most, serve when.
     """
 
     name: str | None = None
@@ -457,6 +419,7 @@ class Deployment(Strict):
     routers: dict[str, Routing] = Field(default_factory=dict)
     handover: HandoverSpec | None = None
     prices: dict[str, Price] | None = None
+    autoscaler: AutoscalerSpec | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
@@ -503,11 +466,10 @@ class Time(Strict):
     """What simulated time includes. Each term can be switched off to see its effect.
 
     *table*: the periods "measured" in running systems, or those that "scheduler"s planned with; for LLM modules also
-    "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*:
-    workers of one device slow each other down. *costs*: joins, leaves and transfers cost the worker time. *whole*:
-    batches of whole requests take what was measured of such batches, rather than the sum of their iterations.
-    *transport*: requests take time between workers. *noise*: durations are drawn from measured residuals, and the
-    host has its measured slow periods.
+    "corrected" (see `servetwin.profiles.TOKEN_KINDS`). *contention*: workers of one device slow each other down.
+    *costs*: joins, leaves, transfers and changes of devices cost the worker time. *whole*: batches of whole requests
+    take what was measured of such batches, rather than the sum of their iterations. *transport*: requests take time
+    between workers. *noise*: durations are drawn from measured residuals, and the host has its measured slow periods.
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
     table its last value is used, instead of an error. *unmeasured*: workers on one device whose slowdown of each
     other the profile does not contain are "refused", or the device is "shared" in time among those that are busy.
@@ -550,22 +512,20 @@ class Experiment(Strict):
         """The content of a file that says the same in full; with *whole* also the keys that came later than files
         that say nothing of them."""
         content = self.model_dump(mode="json", by_alias=True)
-        load = content["workload"]
-        plan = content["deployment"]
+        load, plan = content["workload"], content["deployment"]
         for name, own in self.workload.classes.items():
             if own.slo is not None:  # what it does not say is as in the experiment's
                 load["classes"][name]["slo"] = own.slo.model_dump(mode="json", exclude_unset=True)
         if whole:
             return content
         for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
-            for key in ("handover", "role", "prices", "actions"):
+            for key in ("handover", "role", "prices", "actions", "autoscaler", "gpus"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:
             drop_options(worker["engine"])
-        for key in ("trace", "sessions"):
-            if load[key] is None:
-                del load[key]
+        for key in [key for key in ("trace", "sessions") if load[key] is None]:
+            del load[key]
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):

@@ -171,9 +171,6 @@ def _check_options(path: tuple[str | int, ...], engine: EngineSpec) -> None:
         if not engine.enable_prefix_caching:
             what = "what is in host memory is found by its content, as prefixes are"
             raise Misfit((*path, "kv_offloading"), what, "enable_prefix_caching: true beside it")
-        if engine.asynchronous:
-            what = "what bringing blocks back takes where steps are decided ahead is not known"
-            raise Misfit((*path, "asynchronous"), what, "false")
         if offloads.gb_per_s is not None and offloads.source is None:
             raise Misfit(
                 (*path, "kv_offloading", "source"), "nothing says where the bandwidth comes from", "source: ..."
@@ -202,14 +199,13 @@ def _check_adapters(path: tuple[str | int, ...], worker: WorkerSpec, lora: Adapt
             right = suggest(name, classes) if classes else "workload: {classes: {chat: {share: 1}}}, say"
             raise Misfit((*path, "lora", "adapters", name), what, right)
     others: dict[str, bool] = {
-        "enable_prefix_caching": engine.enable_prefix_caching,
         "keep_freed": engine.keep_freed,
-        "asynchronous": bool(engine.asynchronous),
         "preemption": engine.preemption == "swap",
         "speculative_config": engine.speculative_config is not None,
+        "kv_offloading": engine.kv_offloading is not None,
     }
     for key in [key for key, on in others.items() if on]:
-        right = {"preemption": "recompute", "speculative_config": "null"}.get(key, "false")
+        right = {"preemption": "recompute", "keep_freed": "false"}.get(key, "null")
         raise Misfit((*path, key), "what that does with adapters is not known", right)
     if worker.role is not None:
         raise Misfit((*path[:-1], "role"), "an engine with adapters does both, prefill and decode", "no role")
@@ -223,15 +219,18 @@ def _check_speculation(
     """Whether what an engine drafts is told whole, and goes together with its other settings."""
     engine, here = worker.engine, (*path, "speculative_config")
     assert engine is not None
+    if engine.asynchronous and config.method != "eagle":
+        what = f"vLLM turns asynchronous scheduling off where drafts come from {config.method}"
+        raise Misfit((*path, "asynchronous"), what, "false, or left out")
     others: dict[str, bool] = {
-        "enable_prefix_caching": engine.enable_prefix_caching,
         "keep_freed": engine.keep_freed,
         "asynchronous": bool(engine.asynchronous),
         "preemption": engine.preemption == "swap",
         "headroom": engine.headroom > 0,
+        "kv_offloading": engine.kv_offloading is not None,
     }
     for key in [key for key, on in others.items() if on]:
-        right = {"preemption": "recompute", "headroom": "0"}.get(key, "false")
+        right = {"preemption": "recompute", "headroom": "0", "kv_offloading": "null"}.get(key, "false")
         raise Misfit((*path, key), "what that does where tokens are drafted is not known", right)
     if worker.role is not None:
         raise Misfit((*path[:-1], "role"), "an engine that drafts tokens does both, prefill and decode", "no role")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
 
-from ..registry import policy_registry, router_registry
+from ..registry import policy_registry
 from ..registry.catalog import WORKLOADS, closest, suggest, workload_names
 from ..registry.vllm_options import of_vllm
 from . import yaml_io
@@ -37,11 +37,10 @@ from .experiment import (
     Misfit,
     PolicySpec,
     RelativeSLO,
-    RouterSpec,
-    Routing,
     Steps,
     WorkerSpec,
 )
+from .keys import autoscaler, routing
 from .keys.field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
 from .overrides import ByOption, Override, said
@@ -148,6 +147,7 @@ _PATHS: dict[tuple[str, ...], Callable[[str, Path], str]] = {
     ("deployment", "router", "name"): _policy_path,
     ("deployment", "routers", "*"): _policy_path,
     ("deployment", "routers", "*", "name"): _policy_path,
+    ("deployment", "autoscaler", "name"): _policy_path,
     ("deployment", "workers", "*", "policy", "name"): _policy_path,
     ("deployment", "workers", "*", "scripts", "folder"): _path,
 }
@@ -185,6 +185,7 @@ def _kinds() -> dict[tuple[str, ...], tuple[str, dict[str, type[BaseModel]]]]:
         ("policy",): ("name", {}),
         ("deployment", "router"): ("name", {}),
         ("deployment", "routers", "*"): ("name", {}),
+        ("deployment", "autoscaler"): ("name", autoscaler.KEPT),
         ("workload", "arrivals"): ("process", by_tag(Arrivals, "process")),
         ("workload", "classes", "*", "arrivals"): ("process", by_tag(DrawnArrivals, "process")),
         ("workload", "sessions", "turns"): ("draw", by_tag(TurnsDraw, "draw")),
@@ -436,8 +437,8 @@ def _validate(tree: Tree, chain: list[Layer], given: Sequence[Given]) -> Experim
 
 
 def _with_all_parameters(experiment: Experiment) -> Experiment:
-    """Fill in the default parameters of policies and routers, so that the resolved experiment holds all that decides.
-    Raises `Misfit`."""
+    """Fill in the default parameters of policies, routers and autoscaler, so that the resolved experiment holds all
+    that decides. Raises `Misfit`."""
     workers = experiment.deployment.workers
     specs: dict[Key, PolicySpec | None] = {("policy",): experiment.policy}
     specs |= {("deployment", "workers", i, "policy"): worker.policy for i, worker in enumerate(workers)}
@@ -450,19 +451,19 @@ def _with_all_parameters(experiment: Experiment) -> Experiment:
                 policy_registry.try_out(policy, params)
                 spec = PolicySpec(name=spec.name, params=params)
         full.append(spec)
-    routers: dict[tuple[str, ...], Routing] = {}
+    routers: dict[tuple[str, ...], routing.Routing] = {}
     for place, router in experiment.deployment.routings.items():
         with _misfits(("deployment", *place, "params"), ("deployment", *place)):
-            params = router_registry.complete(router.name, router.params)
-        plain = not params and not router.stale  # then the name alone says it
-        routers[place] = router.name if plain else RouterSpec(name=router.name, params=params, stale=router.stale)
-    routing: dict[str, Any] = {"router": routers.pop(("router",))}
+            routers[place] = routing.complete(router.name, router.params, router.stale)
+    with _misfits(("deployment", "autoscaler", "params"), ("deployment", "autoscaler", "name")):
+        scaled = autoscaler.with_parameters(experiment.deployment.autoscaler)
+    chosen: dict[str, Any] = {"router": routers.pop(("router",)), "autoscaler": scaled}
     handover = experiment.deployment.handover
     if handover is not None:
-        routing["handover"] = handover.model_copy(update={"router": routers.pop(("handover", "router"))})
-    routing["routers"] = {place[1]: own for place, own in routers.items()}
+        chosen["handover"] = handover.model_copy(update={"router": routers.pop(("handover", "router"))})
+    chosen["routers"] = {place[1]: own for place, own in routers.items()}
     served = [worker.model_copy(update={"policy": own}) for worker, own in zip(workers, full[1:], strict=True)]
-    deployment = experiment.deployment.model_copy(update={"workers": served, **routing})
+    deployment = experiment.deployment.model_copy(update={"workers": served, **chosen})
     return experiment.model_copy(update={"policy": full[0], "deployment": deployment})
 
 

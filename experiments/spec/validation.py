@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..registry import autoscaler_registry
 from ..registry.catalog import suggest
 from . import llm_validation, schedule_validation
 from .experiment import (
@@ -149,6 +150,8 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
             if module not in modules:
                 raise Misfit((*path, "modules"), f"unknown module {module!r}", suggest(module, modules))
         _check_kind_of_worker(path, worker, deployment, modules)
+        if worker.gpus is not None:
+            _check_group((*path, "gpus"), worker, deployment, modules)
         for other in groups:
             if set(other) & set(worker.modules) and other != tuple(worker.modules):
                 what = f"{'+'.join(worker.modules)} overlaps {'+'.join(other)}"
@@ -158,6 +161,7 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
         names |= {worker.name} if worker.name is not None else set()
         groups.add(tuple(worker.modules))
     _check_prices(deployment)
+    _check_autoscaler(deployment)
     for module in deployment.routers:
         if not any(module == worker.modules[0] for worker in deployment.workers):
             what = f"no worker's modules begin with {module!r}"
@@ -183,6 +187,25 @@ def _check_prices(deployment: Deployment) -> None:
             raise Misfit((*path, device), what, "per_hour and source for each device, or no prices")
 
 
+def _check_autoscaler(deployment: Deployment) -> None:
+    said, most = deployment.autoscaler, deployment.replicas
+    if said is None:
+        return
+    path = ("deployment", "autoscaler")
+    if said.least > most:
+        what = f"{said.least} is above deployment.replicas, {most}, which are the most"
+        raise Misfit((*path, "least"), what, "least <= replicas")
+    if said.initial is not None and not said.least <= said.initial <= most:
+        right = f"{said.least} (least) to {most} (deployment.replicas)"
+        raise Misfit((*path, "initial"), f"{said.initial} are no number of replicas that there may be", right)
+    if said.every is None and autoscaler_registry.code_of(said.name).policy.by_clock:
+        what = f"{said.name} goes by the time, and would be asked only when something happens"
+        raise Misfit((*path, "every"), what, "every: 10.0, in seconds")
+    if deployment.handover is not None:
+        what = "replicas that come and go do not go together with prefill and decode apart"
+        raise Misfit(path, what, "no autoscaler, or workers without a role")
+
+
 def _check_kind_of_worker(
     path: tuple[str | int, ...], worker: WorkerSpec, deployment: Deployment, modules: dict[str, ModuleSpec]
 ) -> None:
@@ -203,6 +226,25 @@ def _check_kind_of_worker(
     if len(worker.modules) > 1 or modules[worker.modules[0]].loop:
         what = f"{', '.join(worker.modules)}: no single module without a loop"
         raise Misfit((*path, "modules"), what, "one module that is no loop, for a pool of threads")
+
+
+def _check_group(
+    path: tuple[str | int, ...], worker: WorkerSpec, deployment: Deployment, modules: dict[str, ModuleSpec]
+) -> None:
+    """Raise `Misfit` where *worker*, which is to serve a group of devices, cannot."""
+    if worker.threads is not None or any(modules[module].llm for module in worker.modules):
+        raise Misfit(path, "groups of devices serve diffusion models alone", "no key gpus")
+    for module in worker.modules:
+        if modules[module].actions is not None:
+            what = f"nothing is known of steps of {module} that are left out on a group of devices"
+            raise Misfit(path, what, f"no actions of {module}, or no key gpus")
+    if worker.intake != "before":
+        raise Misfit(path, "a group of devices takes in what arrives at once", "intake: before")
+    if sum(other.device == worker.device for other in deployment.workers) > 1:
+        what = f"another worker is on {worker.device}, and nobody measured what they cost each other"
+        raise Misfit(path, what, "a device of its own for each")
+    if deployment.prices is not None:
+        raise Misfit(path, "prices of groups of devices are not known by device", "no prices, or no key gpus")
 
 
 def _check_branches(pipeline: PipelineSpec) -> None:

@@ -23,7 +23,7 @@ from ..assembly.inputs import Inputs, difference, inputs_of
 from ..provenance import policy_code, policy_imports
 from ..provenance.file_digests import code_changed, combined
 from ..provenance.stored_rows import Kept
-from ..registry import policy_objects, policy_registry, router_registry
+from ..registry import autoscaler_registry, policy_objects, policy_registry, router_registry
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from . import cluster
@@ -122,6 +122,9 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row |= full.get("fairness", {})
     row |= full.get("quality", {})
     row |= full.get("cost", {})
+    row |= full.get("fleet", {})
+    if used := full.get("device_groups", {}).get(main_worker(experiment)):
+        row |= {name: used[name] for name in ("device_seconds", "mean_degree", "changes")}
     if predictions := full.get("predictions"):
         row["predictions"] = "; ".join(f"{module} {told}" for module, told in predictions.items())
     if experiment.time.hold:
@@ -190,6 +193,9 @@ def run_numbered(number: int, experiment: Experiment, point: Point | None = None
             codes = {name: policy_registry.code_of(name) for name in policies_used(experiment)}
             named = {spec.name for spec in experiment.deployment.routings.values()}
             codes |= {f"router {name}": router_registry.code_of(name) for name in sorted(named)}
+            scaler = experiment.deployment.autoscaler
+            if scaler is not None:
+                codes[f"autoscaler {scaler.name}"] = autoscaler_registry.code_of(scaler.name)
             reads, changed = policy_code.settle(list(codes.values()), since)
             after = _inputs(experiment, point, before)
     except BadInput as error:

@@ -7,6 +7,6 @@
 `envelope`       a package: where a result stands against the runs that were recorded; begin with `standing`
 `comparison`     a package: what runs and recordings must hold, and two of them side by side
 `check_policy`   ``servetwin check``: a policy on short experiments, under all invariants
-`check_router`   ``servetwin check`` of a router
+`check_asked`    ``servetwin check`` of a router or an autoscaler
 ===============  ===========================================================================================
 """

@@ -85,7 +85,7 @@ class Asked:
         if isinstance(decision, Step):
             more = {"preempt": decision.preempt, "drop": decision.drop, "idle_until": decision.idle_until}
             return Step(decision.prefill, decision.decode, **more)  # type: ignore[arg-type]
-        acts = {"steps": decision.steps, "reuse": decision.reuse}
+        acts: dict[str, Any] = {"steps": decision.steps, "reuse": decision.reuse, "devices": decision.devices}
         return Decision(decision.run, decision.drop, None, decision.whole, decision.idle_until, **acts)
 
 

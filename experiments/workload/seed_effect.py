@@ -68,6 +68,9 @@ def _drawn_beside(experiment: Experiment) -> list[str]:
         found.append("the times of calls")
     if _is_routed_at_random(experiment):
         found.append("the routing")
+    scaler = experiment.deployment.autoscaler
+    if scaler is not None and scaler.start.draw == "exponential" and scaler.start.seconds:
+        found.append("what starts of replicas take")
     if experiment.time.noise and _is_noisy(experiment):
         found.append("the noise")
     return found

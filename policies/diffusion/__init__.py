@@ -11,6 +11,8 @@ Begin with `fcfs`, then `edf`.
 `nexus`             whole requests in batches as large as the SLO allows; who would shrink them is dropped (SOSP'19)
 `symphony`          the same, begun as late as a further request could still join
 `shepherd`          the largest batch that is in time; gives way to one a few times its size (NSDI'23)
+`fixed_degree`      whole requests, each on the same number of devices of a group
+`deadline_degree`   rounds in which each gets the fewest device-seconds of a group by which it is in time (TetriServe)
 `tetriserve`        rounds of some steps, packed so that the fewest requests become late; for one GPU
 `cascade`           `edf` at two models: who goes on to the large one, by confidence and load (after DiffServe)
 `fewer_steps`       quality for time: as many steps as the deadline bears; ServeTwin's own
@@ -22,6 +24,7 @@ Begin with `fcfs`, then `edf`.
                     NeuStream where deadlines leave no room, `slack_batch` elsewhere; ServeTwin's own
 `_queue`            the queues of `neustream`; `_waiting_lists`: those of `clockwork`; `_windows`: that of `nexus` and
                     `symphony`; `_ends`: when each task must be done here, for those that go by it;
-                    `_keeping`: batches of `slack_batch` where deadlines leave no time to step aside
+                    `_keeping`: batches of `slack_batch` where deadlines leave no time to step aside;
+                    `_degrees`: on how many devices a request ends in time at the least cost
 ==================  ==================================================================================================
 """

@@ -18,13 +18,12 @@ Each round, when the batch is done::
 from __future__ import annotations
 
 import math
-from heapq import heappush
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
 from servetwin.core.parameters import above, at_least
-from servetwin.core.slo import latest, slack
-from servetwin.policies.diffusion._queue import FRONT, Entry, Items, Ties, expired, merged, ordered, taken_out, tied
+from servetwin.core.slo import latest
+from servetwin.policies.diffusion._queue import FRONT, Entries, Entry, emptied, expired, strict
 
 #: Slack (seconds) within which the time of the next drop is not trusted, and the exact test is made instead.
 MARGIN = 1e-6
@@ -56,20 +55,21 @@ class NeuStream(Policy):
         at_least(0, "neustream", handover=handover)
         self.step_delta, self.bound, self.slo_factor, self.handover = step_delta, bound, slo_factor, handover
         self.front = requeue == "front"
-        self.high: Items = []
-        self.low: Items = []  # by keys less the rounds so far, which do not change while a request waits
-        self.over = 0  # rounds so far
-        self.current: list[Entry] = []
+        self.high: Entries = []  # those that came since the last round
+        self.low: Entries = []  # by keys less the rounds so far, which do not change while a request waits
+        self.over = self.owed = 0  # rounds so far; of these, in which nobody came or went, low is yet to go through
+        self.fresh: Entries = []  # of the batch, in order, those that go back to high
+        self.aged: Entries = []  # and those that go back to low
+        self.run: list[Task] = []  # the batch
         self.admissions = 0
         self.next_drop = math.inf  # no request can become hopeless before this
         self.stays = True  # as long as nobody comes or goes, the next round forms the current batch again
-        self.tied = False  # entries that wait have equal keys
-        self.ties = Ties()
-        self.rounds = 1  # that the queues have gone through since the last decision
+        self.rounds = 1  # that have been counted since the last decision
         self.first: tuple[Task, int] | None = None  # a task of the batch then decided, and what it had left
 
     def start(self, view: WorkerView) -> None:
         self.allowance, self.looped = self.handover * view.stage.hops, view.stage.loop is not None
+        self.times = 2 if self.looped else 1  # that a round empties the queues
         self.step = view.estimate(view.stage.loop, 1) if view.stage.loop else 0.0
         self.bound = min(self.bound or self._bound(view), view.limit)
 
@@ -92,109 +92,109 @@ class NeuStream(Policy):
         here = task.left * self.step
         entry = Entry(task, self.admissions, task.deadline - (alone - here))
         self.admissions += 1
-        heappush(self.high, (entry.key, entry.blank, entry))
+        self.high.append(entry)
         self.next_drop = min(self.next_drop, entry.due - here)
         return True
 
     def decide(self, view: WorkerView, now: float) -> Decision:
         late = self.looped and now >= self.next_drop - MARGIN
         drop = self._short_round(now, late)
-        if drop is None:
-            drop = self._round(now, late)
-        if not self.current:
-            return Decision((), drop)
-        return Decision([entry.task for entry in self.current], drop, self._repeat())
+        drop = self._round(now, late) if drop is None else drop
+        if not self.run:
+            self.run = [entry.task for entry in self.fresh] + [entry.task for entry in self.aged]
+        return Decision(self.run, drop, self._repeat()) if self.run else Decision((), drop)
 
     def _round(self, now: float, late: bool = False) -> list[Task]:
         """Form the next batch; gives what is dropped, if it may be *late* for somebody."""
-        front, bound, over = self.front, self.bound or 1, self.over
-        to_low = [(e.key - over, e.blank, e) for e in self.current if e.waits and not front]
-        back = [(e.key, e.blank, e) for e in self.current if front or not e.waits]
-        high = merged(self.high, back) if front else back + self.high
-        low, drop, same = self.low, list[Task](), False
+        front, bound, over, low, drop = self.front, self.bound or 1, self.over, self._settled(), list[Task]()
+        high, back = emptied(self.high, self.fresh) if front else self.fresh + self.high, self.aged
+        for entry in back:
+            entry.key = entry.waits - over
+        whole = self.looped and not late and len(high) <= bound
         if self.looped:  # to look for what is to be dropped is to empty the queues, which orders equal keys
-            low, same, to_low = *ordered(low, to_low), []
+            low, back = emptied(low, back, self.times if whole else 1), []
             if late:
                 drop, self.next_drop = expired(now, self.step, high, low)
-            high = merged(high, []) if front else high
-        for _, _, entry in high[bound:]:
+            high = emptied(high, []) if front else high
+        for entry in high[bound:]:
             entry.waits += 1
-            # Served from low and put back in high ("front"), its count of waits stands against times of admission
-            # since 1970: ahead of all that never waited. Negative keys say the same.
-            entry.key = entry.waits - FRONT if front else entry.waits
-            to_low.append((entry.key - over, entry.blank, entry))
-        if to_low or same or not self.looped:  # else it is in order
-            low, same = ordered(low, to_low)
+            entry.key = entry.waits - over
+            back.append(entry)
+        low = low if whole else emptied(low, back)
         free = max(0, bound - len(high))
-        self.current = [entry for _, _, entry in high[:bound]]
-        for key, _, entry in low[:free]:
-            entry.key = key + over
-            entry.waits = entry.key + FRONT if front else entry.key
-            self.current.append(entry)
-        self.high, self.low = [], low[free:]
-        self.over += 1
-        self._foresee(same)
+        served, self.low = low[:free], low[free:]
+        for entry in served:
+            entry.waits = entry.key + over
+            # Served from low and put back in high ("front"), its count of waits stands against times of admission
+            # since 1970: ahead of all that never waited. Negative keys say the same. Else it goes ahead of low.
+            entry.key = entry.waits - FRONT if front else entry.key - 1
+        self.fresh, self.aged = (high[:bound] + served, []) if front else (high[:bound], served)
+        self.high, self.over = [], over + 1
+        self._changed()
         return drop
 
     def ended(self, batch: Batch, view: WorkerView, now: float) -> None:
         self._catch_up(batch.count)
         if batch.leaves:
-            self.current = [e for e in self.current if e.task.left]
+            self._settled()
+            self.fresh, self.aged = [e for e in self.fresh if e.task.left], [e for e in self.aged if e.task.left]
+            self._changed(less=True)
 
     def removed(self, task: Task, view: WorkerView, now: float) -> None:
         if view.in_flight is not None:
             self._catch_up(view.in_flight.count)
         elif self.first is not None:  # the batch is just being ended
             self._catch_up(self.first[1] - self.first[0].left)
-        self.current = [e for e in self.current if e.task is not task]
-        taken_out(task, self.high, self.low)
+        queues = (self.high, self._settled(), self.fresh, self.aged)
+        self.high, self.low, self.fresh, self.aged = [[e for e in queue if e.task is not task] for queue in queues]
+        self._changed(less=True)
 
     # -- speed only: rounds whose batch is known are left out -----------------------------------------------
 
-    def _foresee(self, same: bool) -> None:
-        """Whether the next round forms this very batch again. It does if it finds it in this order: those that are
-        left out wait longer and longer, those in the batch do not. *same*: there were equal keys in the low queue."""
-        self.tied = same and tied(self.low)
-        keys = [entry.key for entry in self.current if self.front or entry.waits]
-        self.stays = len(keys) < 2 or keys == sorted(set(keys))
+    def _changed(self, less: bool = False) -> None:
+        """The batch is another one; with *less*, what is left of it. The next round forms it again if the queue that
+        it goes back to gives it in this order: those that are left out wait longer and longer, it does not."""
+        back, queue = (self.fresh, []) if self.front else (self.aged, self.low)
+        self.run = []
+        self.stays = strict(back) or (not less and emptied(queue, back, self.times)[: len(back)] == back)
 
     def _short_round(self, now: float, late: bool) -> list[Task] | None:
         """A round that forms the same batch, but for those that are dropped, or for those that find room in it while
         nobody waits; None if it may be another one."""
+        size = len(self.fresh) + len(self.aged)
         if self.high:
-            return None if self.low or late else self._joined(self.current, self.high)
-        if not self.stays or (self.low and (late or len(self.current) != self.bound)):
+            return None if self.low or late else self._joined(size)
+        if not self.stays or (self.low and (late or size != self.bound)):
             return None
-        self._wait(1)
+        self.over, self.owed = self.over + 1, self.owed + 1
         if not late:
             return []
-        drop = [e.task for e in self.current if e.due - now <= e.task.left * self.step + slack(now)]
-        self.current = [e for e in self.current if e.task not in drop]
-        self.next_drop = min([e.due - e.task.left * self.step for e in self.current], default=math.inf)
+        drop, self.next_drop = expired(now, self.step, self.fresh, self.aged)
+        self._changed(less=True)
         return drop
 
-    def _joined(self, current: list[Entry], high: Items) -> list[Task] | None:
-        """The round if all that is in the high queue joins the batch, in which nobody ever waited."""
-        waited = current or len(high) > 1 if self.front else [e for e in current if e.waits]
-        if waited or len(current) + len(high) > (self.bound or 1):
+    def _joined(self, size: int) -> list[Task] | None:
+        """The round if all that is in the high queue joins the batch of that *size*, in which nobody ever waited."""
+        high = self.high
+        if (self.front and (size or len(high) > 1)) or self.aged or size + len(high) > (self.bound or 1):
             return None
-        self.current = current + [entry for _, _, entry in high]
-        self.high, self.tied, self.stays, self.over = [], False, True, self.over + 1
+        self.fresh, self.high, self.run, self.stays, self.over = self.fresh + high, [], [], True, self.over + 1
         return []
 
     def _repeat(self) -> Repeat | None:
-        first = self.current[0].task
+        first = self.run[0]
         self.rounds, self.first = 1, (first, first.left)
         return Repeat(first.left, self.next_drop - MARGIN if self.looped else math.inf) if self.stays else None
 
     def _catch_up(self, count: int) -> None:
-        """Let the queues go through the rounds that were not asked for (see `Repeat`), up to *count* in all."""
-        rounds, self.rounds = max(count - self.rounds, 0), max(count, self.rounds)
-        self._wait(rounds)
+        """Count the rounds that were not asked for (see `Repeat`), up to *count* in all."""
+        rounds = max(count - self.rounds, 0)
+        self.rounds, self.over, self.owed = self.rounds + rounds, self.over + rounds, self.owed + rounds
 
-    def _wait(self, rounds: int) -> None:
-        """Those that are left out wait so many rounds more."""
-        self.over += rounds
-        for _ in range(rounds if self.tied else 0):  # the order of equal keys changes as heaps have it
-            ahead = 0 if self.front else sum([entry.waits > 0 for entry in self.current])
-            self.low = self.ties.after(self.low, ahead, 2 if self.looped else 1)
+    def _settled(self) -> Entries:
+        """Those that wait, once they have gone through the rounds in which nobody came or went: equal keys change
+        places as heaps have it."""
+        if self.owed and self.low:
+            self.low = emptied(self.low, self.aged, self.times, self.owed)[len(self.aged) :]
+        self.owed = 0
+        return self.low

@@ -22,16 +22,18 @@ Where it stands beside other policies: docs/reports/2026-11-league.md.
 
 from __future__ import annotations
 
-import math
 import sys
+from itertools import accumulate
+from math import ceil, inf
 
 from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import above, at_least
-from servetwin.core.slo import latest
+from servetwin.policies.llm._in_time import InTime, LastDue, NextDue, due, fill
 from servetwin.policies.llm.vllm_v1 import partly_prefilled
 
-Chunks = list[tuple[TokenTask, int]]
+#: Until when the last token of a request is in time, its steps until then, and the request.
+Room = tuple[float, int, TokenTask]
 
 
 class SlackAdmission(TokenPolicy):
@@ -50,114 +52,80 @@ class SlackAdmission(TokenPolicy):
     def start(self, view: TokenView) -> None:
         if view.slo is None:
             raise BadInput("slack-admission needs deadlines of tokens", where=view.name, right="an SLO such as 3+1.5")
-        self.slo = view.slo
+        self.slo = slo = view.slo
+        self.waits = InTime(view, slo, self.safety, lambda task: (task.pending, task.id), lambda _: ())
+        self.next_due = NextDue(slo, self.safety)
+        self.ends = LastDue(slo, 4 * view.max_sequences)
 
     def decide(self, view: TokenView, now: float) -> Step:
         begun = partly_prefilled(view, len(view.running) - view.decoding)
         if not view.waiting and not begun:
             return DECODE
-        timely = sorted([(t.pending, t.id, t) for t in view.waiting if self._can_be_in_time(t, view, now)])
-        order = [task for *_, task in timely]
-        known = set(order)
-        late = [task for task in view.waiting if task not in known]
+        self.waits.follow(view, now)
+        timely, late = self.waits.split()
         drop = [task for task in late if not task.generated] if self.drop_late else []
-        order += [task for task in late if task not in drop]
-        seconds = self._next_due(view, now) - now
-        chunks = self._fill(self._begin(begun, order, seconds, view, now), seconds, view)
-        chunks = view.admissible(chunks, decode=view.decoding)
+        order = [*timely, *[task for task in late if task not in drop]]
+        seconds = self.next_due.after_step(view, now) - now
+        prompts = self._begin(begun, order, len(timely), seconds, view, now)
+        chunks = view.admissible(fill(prompts, seconds, view, self.safety), decode=view.decoding)
         if chunks or drop:
             return Step(chunks, ALL, drop=drop)
         return Step(decode=ALL)
 
-    def _due(self, task: TokenTask) -> float:
-        """Until when its next token is in time."""
-        return latest(self.slo.deadline(task, task.generated + 1))
-
-    def _can_be_in_time(self, task: TokenTask, view: TokenView, now: float) -> bool:
-        """Whether the next token of *task*, which waits, is in time if its prompt is computed alone at once."""
-        return now + self.safety * view.estimate_prefill(task.pending) <= self._due(task)
-
-    def _next_due(self, view: TokenView, now: float) -> float:
-        """When the first token is due of those that a decode step can still bring in time."""
-        soonest = now + self.safety * view.estimate_decode(view.decoding, view.context) if view.decoding else now
-        dues = [self._due(task) for task in view.running if task.decoding]
-        return min([due for due in dues if due >= soonest], default=math.inf)
-
     def _begin(
-        self, begun: list[TokenTask], order: list[TokenTask], seconds: float, view: TokenView, now: float
+        self, begun: list[TokenTask], order: list[TokenTask], timely: int, seconds: float, view: TokenView, now: float
     ) -> list[TokenTask]:
-        """*begun*, and those of *order* that may begin beside all that run, whose next token is due in *seconds*."""
+        """*begun*, and those of *order* that may begin beside all that run, whose next token is due in *seconds*; the
+        first so many of *order* are *timely*."""
         slo, safety = self.slo, self.safety
-        lives = [(task.limit - task.generated, task.computed + task.pending) for task in view.running]
-        # Of whom is in time: until when the last token is, and steps until then.
-        timely = [task for task in view.running if self._due(task) >= now]
-        rooms = [(latest(slo.deadline(task, task.limit)), task.limit - task.generated) for task in timely]
-        prompts = list(begun)
-        first = min([due for due in map(self._due, begun) if due >= now], default=math.inf)
+        new: list[TokenTask] = []
+        first = min([time for task in begun if (time := due(slo, task)) >= now], default=inf)
         decode = safety * view.estimate_decode(view.decoding, view.context) if view.decoding else 0.0
-        context = sum([tokens + left / 2 for left, tokens in lives])
-        for task in order:
-            if len(lives) >= view.max_sequences:
+        lives: list[tuple[int, int]] = []  # of all that run, and of the new ones, once somebody asks
+        rooms: list[Room] = []
+        for place, task in enumerate(order):
+            count, in_time = len(view.running) + len(new), place < timely
+            if count >= view.max_sequences:
                 break
-            left, tokens, due = task.limit - task.generated, task.computed + task.pending, self._due(task)
-            own = (
-                [(latest(slo.deadline(task, task.limit)), left - 1)] if self._can_be_in_time(task, view, now) else []
-            )
-            if lives:  # (alone it disturbs nobody)
-                took = safety * view.estimate_step([(t, t.pending) for t in (*prompts, task)], view.decoding)
+            left, tokens = task.limit - task.generated, task.prompt + task.generated
+            own = [(self.ends[task], left - 1, task)] if in_time else []
+            if count:  # (alone it disturbs nobody)
+                took = safety * view.estimate_step([(t, t.pending) for t in (*begun, *new, task)], view.decoding)
                 out = now + took + _cuts(took - decode, seconds - decode) * decode
-                step = safety * view.estimate_decode(len(lives) + 1, int(context + tokens + left / 2))
-                if out > first or (own and out > due):
+                if out > first or (own and out > due(slo, task)):
                     continue
-                if any(now + took + steps * step > end for end, steps in (*rooms, *own)):
+                if not lives:
+                    rooms = [(self.ends[t], t.limit - t.generated, t) for t in view.running]
+                    lives = [(n, t.prompt + t.limit - n) for _, n, t in rooms]
+                context = sum([there + n / 2 for n, there in lives]) + tokens + left / 2
+                step = safety * view.estimate_decode(count + 1, int(context))
+                ends = now + took
+                # (Who is late already may end later still.)
+                if any(ends + n * step > end and due(slo, t) >= now for end, n, t in (*rooms, *own)):
                     continue
                 if not self._fits([*lives, (left, tokens)], view):
                     continue
-            prompts.append(task)
+            new.append(task)
             lives.append((left, tokens))
             rooms += own
-            first = min(first, due) if own else first
-            context += tokens + left / 2
-        return prompts
+            if own:
+                first = min(first, due(slo, task))
+        return [*begun, *new]
 
     def _fits(self, lives: list[tuple[int, int]], view: TokenView) -> bool:
         """Whether memory lasts for *lives*, (tokens to come, tokens that are there), until the last of them ends."""
-        tokens = count = most = 0
-        for left, has in sorted(lives, reverse=True):
-            count += 1
-            tokens += has
-            most = max(most, tokens + int(count * self.memory * left))  # when this one ends, and the others go on
-        return most + count * view.block_size <= (view.blocks - view.watermark) * view.block_size
-
-    def _fill(self, prompts: list[TokenTask], seconds: float, view: TokenView) -> Chunks:
-        """The most tokens of *prompts*, in order, that a step of so many *seconds* holds beside all decodes."""
-
-        def cut(tokens: int) -> Chunks:
-            chunks = []
-            for task in prompts:
-                count = min(tokens, task.pending)
-                if count < 1:
-                    break
-                chunks.append((task, count))
-                tokens -= count
-            return chunks
-
-        low = 0
-        high = max(0, min(sum([task.pending for task in prompts]), view.max_batched_tokens - view.decoding))
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.safety * view.estimate_step(cut(middle), view.decoding) <= seconds:
-                low = middle
-            else:
-                high = middle - 1
-        return cut(low)
+        order = sorted(lives, reverse=True)
+        memory, there = self.memory, accumulate([has for _, has in order])
+        # When each ends, and those before it go on.
+        most = max([has + int(count * memory * order[count - 1][0]) for count, has in enumerate(there, 1)])
+        return most + len(lives) * view.block_size <= (view.blocks - view.watermark) * view.block_size
 
 
 def _cuts(seconds: float, room: float) -> float:
     """How often prompts of so many *seconds* are cut where a step has *room* for no more."""
     if seconds <= room:
         return 0
-    return math.ceil(seconds / room) - 1 if room > 0 else math.inf
+    return ceil(seconds / room) - 1 if room > 0 else inf
 
 
 # -- speed only -----------------------------------------------------------------------------------------------------

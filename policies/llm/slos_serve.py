@@ -18,13 +18,15 @@ decoding, no routing among replicas.
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Iterator
+from heapq import merge
+from math import inf
 
 from servetwin.core import BadInput, Repeat
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import above
-from servetwin.core.slo import latest
+from servetwin.policies.llm._in_time import InTime, NextDue, fill
 from servetwin.policies.llm.vllm_v1 import partly_prefilled
 
 
@@ -43,17 +45,20 @@ class SLOsServe(TokenPolicy):
         if view.slo is None:
             raise BadInput("slos-serve needs deadlines of tokens", where=view.name, right="an SLO such as 3+1.5")
         self.slo = view.slo
+        self.waits = InTime(view, self.slo, self.safety, self._rank, lambda task: (task.arrival, task.id))
+        self.next_due = NextDue(self.slo, self.safety)
 
     def decide(self, view: TokenView, now: float) -> Step:
         partly = partly_prefilled(view, len(view.running) - view.decoding)
         if not view.waiting and not partly:
             return DECODE
-        order, late = self._by_deadline([*partly, *view.waiting], view, now)
-        drop = [task for task in late if task in view.waiting and not task.generated] if self.drop_late else []
-        order += [task for task in late if task not in drop]
+        self.waits.follow(view, now)
+        drop = self._too_late() if self.drop_late else []
         free = view.free_blocks - view.watermark
         prompts: list[TokenTask] = []
-        for task in order:
+        for task in self._by_deadline(partly):
+            if task in drop:
+                continue
             runs = task in view.running
             free -= view.blocks_for(task.computed + task.pending) - (view.blocks_for(task.computed) if runs else 0)
             if runs or (free >= 0 and len(prompts) < view.max_sequences - len(view.running) + len(partly)):
@@ -61,55 +66,25 @@ class SLOsServe(TokenPolicy):
             else:
                 break
         prompts.sort(key=lambda task: task not in view.running)  # the engine asks for those that have begun first
-        chunks = self._fill(prompts, self._until_due(view, now), view)
-        chunks = view.admissible(chunks, decode=view.decoding)
+        seconds = self.next_due.after_step(view, now) - now if prompts else inf
+        chunks = view.admissible(fill(prompts, seconds, view, self.safety), decode=view.decoding)
         if chunks or drop:
             return Step(chunks, ALL, drop=drop)
         return Step(decode=ALL)
 
-    def _by_deadline(
-        self, tasks: list[TokenTask], view: TokenView, now: float
-    ) -> tuple[list[TokenTask], list[TokenTask]]:
-        """*tasks* whose next token can be in time, by when it is due; and the others, by arrival."""
-        timely: list[tuple[float, int, TokenTask]] = []
-        late: list[tuple[float, int, TokenTask]] = []
-        for task in tasks:
-            due = self.slo.deadline(task, task.generated + 1)
-            if latest(due) >= now + self.safety * view.estimate_prefill(task.pending):
-                timely.append((due, task.id, task))
-            else:
-                late.append((task.arrival, task.id, task))
-        return [task for *_, task in sorted(timely)], [task for *_, task in sorted(late)]
+    def _by_deadline(self, partly: list[TokenTask]) -> Iterator[TokenTask]:
+        """*partly* and all that wait: whose next token can be in time, by when it is due; then the others, by
+        arrival."""
+        begun = sorted([(self.waits.key(task), 0, task) for task in partly])
+        return (task for _, _, task in merge(begun, self.waits.order.entries))
 
-    def _until_due(self, view: TokenView, now: float) -> float:
-        """The seconds until the first token is due of those that can still be in time with a decode step."""
-        soonest = now + self.safety * view.estimate_decode(view.decoding, view.context) if view.decoding else now
-        dues = [self.slo.deadline(task, task.generated + 1) for task in view.running if task.decoding]
-        return min([latest(due) - now for due in dues if latest(due) >= soonest], default=math.inf)
+    def _rank(self, task: TokenTask) -> tuple[float, int]:
+        return self.slo.deadline(task, task.generated + 1), task.id
 
-    def _fill(self, prompts: list[TokenTask], seconds: float, view: TokenView) -> list[tuple[TokenTask, int]]:
-        """The most tokens of *prompts*, in order, that a step of so many *seconds* holds beside all decodes."""
-
-        def first(tokens: int) -> list[tuple[TokenTask, int]]:
-            chunks = []
-            for task in prompts:
-                count = min(tokens, task.pending)
-                if count < 1:
-                    break
-                chunks.append((task, count))
-                tokens -= count
-            return chunks
-
-        decode = view.decoding
-        most = max(0, min(sum([task.pending for task in prompts]), view.max_batched_tokens - decode))
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.safety * view.estimate_step(first(middle), decode) <= seconds:
-                low = middle
-            else:
-                high = middle - 1
-        return first(low)
+    def _too_late(self) -> list[TokenTask]:
+        """Those that wait whose first token can be in time no more."""
+        _, late = self.waits.split()
+        return [task for task in late if not task.generated]
 
 
 # -- speed only -----------------------------------------------------------------------------------------------------

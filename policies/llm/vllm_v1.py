@@ -53,7 +53,7 @@ def partly_prefilled(view: TokenView, count: int) -> list[TokenTask]:
     """The *count* running tasks whose prompts are not computed yet, in order; they are the last that were
     admitted."""
     found: list[TokenTask] = []
-    for task in reversed(view.running):
+    for task in reversed(view.running) if count else ():
         if not task.decoding:
             found.append(task)
             if len(found) == count:

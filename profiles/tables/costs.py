@@ -44,6 +44,13 @@ AHEAD = CostName(
     _LOOP,
     needs=("<loop>.device",),
 )
+REGROUP = CostName(
+    "<loop>.regroup",
+    "seconds",
+    ("value",),
+    "what a step takes longer before which a request changes devices of a group; needed where policies change them",
+    _LOOP,
+)
 JOIN = CostName(
     "<loop>.join",
     "seconds",

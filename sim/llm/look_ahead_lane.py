@@ -19,14 +19,15 @@ from .lane import TokenLane, TokenTiming
 
 def may_look_ahead(loop: ServingLoop) -> bool:
     """Whether nothing leads from one engine of *loop* to another but requests that are sent: requests are at one
-    place at a time and are not handed over from engine to engine, the recorder hears what it is told and no more, and
-    all policies and routers come with ServeTwin. (Of peers those read no more
-    than the requests there and what is left of each, which is right at any time; how full a KV cache is, say, is only
+    place at a time and are not handed over from engine to engine, engines neither come nor go, the recorder hears
+    what it is told and no more, and all policies and routers come with ServeTwin. (Of peers those read no more than
+    the requests there and what is left of each, which is right at any time; how full a KV cache is, say, is only
     known between an engine's events.)"""
     return (
         sum(isinstance(worker, TokenWorker) for worker in loop.workers) > 1
         and not loop.forks
         and not loop.handovers
+        and loop.fleet is None
         and (loop.dispatcher is None or not loop.dispatcher.could_write)
         and type(loop.recorder) in (Recorder, RunFolder)
         and not any(worker.doubted for worker in loop.workers)

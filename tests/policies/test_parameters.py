@@ -33,6 +33,8 @@ WRONG = [
     ("shepherd", "preempt", 0.5, "1 or more"),
     ("srpt", "max_batch", 0, "1 or more"),
     ("tetriserve", "round_steps", 0, "1 or more"),
+    ("deadline-degree", "round_steps", 0, "1 or more"),
+    ("fixed-degree", "degree", 0, "1 or more"),
     ("symphony", "safety", -1.0, "more than 0"),
     ("neustream", "bound", 0, "1 or more"),
     ("neustream", "step_delta", 0.0, "more than 0"),

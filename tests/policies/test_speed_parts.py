@@ -16,9 +16,11 @@ from servetwin.policies.diffusion import (
     batcher,
     cascade,
     clockwork,
+    deadline_degree,
     edf,
     fcfs,
     fewer_steps,
+    fixed_degree,
     from_similar,
     lsf,
     neustream,
@@ -51,9 +53,11 @@ DIFFUSION = {
     "batcher": batcher,
     "cascade": cascade,
     "clockwork": clockwork,
+    "deadline-degree": deadline_degree,
     "edf": edf,
     "fcfs": fcfs,
     "fewer-steps": fewer_steps,
+    "fixed-degree": fixed_degree,
     "from-similar": from_similar,
     "lsf": lsf,
     "neustream": neustream,
@@ -81,8 +85,8 @@ LLM = {
     "vllm-v1": vllm_v1,
     "vtc": vtc,
 }
-#: Those that have no such part: they run whole requests.
-PLAIN = {"batcher", "clockwork", "fcfs", "nexus", "symphony"}
+#: Those that have no such part: they run whole requests, or share out the devices of a group.
+PLAIN = {"batcher", "clockwork", "deadline-degree", "fcfs", "fixed-degree", "nexus", "symphony"}
 
 
 def slow(name: str, patch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,8 @@ IMPORTED = [
         if (model, devices) != ("llama-3.1-70b", 1)
     ),
 ]
+#: By a formula, of what others published; `tests/profiles/test_degrees.py` makes each number again.
+ESTIMATED = ["h100/flux1-dev-by-degree"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_the_examples_in_the_docstrings(module: Any) -> None:
 
 
 def test_the_names() -> None:
-    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *SYNTHETIC, *MLPERF, *IMPORTED])
+    assert names() == sorted([*MODULES, *OPT, *AGENTS, *OPT_VLLM, *OURS, *SYNTHETIC, *MLPERF, *IMPORTED, *ESTIMATED])
     for name in names():
         assert load(name).name == name
         assert (verdict.origin(load(name).data) == "synthetic") == (name in SYNTHETIC)

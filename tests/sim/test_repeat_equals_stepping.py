@@ -37,6 +37,18 @@ class Everything(Recorder):
         self.together += batch.count - 1
 
 
+class Requests(Recorder):
+    """Keeps the records of requests alone, so that a run goes on beyond what concerns others only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[str] = []
+
+    def ended(self, request: Request, now: float) -> None:
+        super().ended(request, now)
+        self.requests.append(json.dumps(request_record(request)))
+
+
 def both(world: World) -> tuple[Everything, Everything]:
     repeated, stepped = Everything(), Everything()
     world.run(repeated)
@@ -57,6 +69,30 @@ def test_repeat_equals_stepping(world: World) -> None:
     assert repeated.requests == stepped.requests
     assert repeated.iterations == stepped.iterations
     assert repeated.summary.as_dict() == stepped.summary.as_dict()
+    longest = Requests()
+    world.run(longest)
+    assert longest.requests == stepped.requests
+    assert longest.summary.as_dict() == stepped.summary.as_dict()
+
+
+def test_what_happens_elsewhere_does_not_end_a_run() -> None:
+    world = World(
+        pipeline="fork",  # "b" ends while "c" runs on
+        placement=[["a"], ["b"], ["c"]],
+        policies=["fcfs", "fcfs", "edf"],
+        limits=[1, 1, 4],
+        intakes=["before"] * 3,
+        timings=[{"device": [float("nan"), *times]} for times in ([0.11], [0.1], [0.07] * 4)],
+        contention=[],
+        delays=[0.0] * 3,
+        noise=None,
+        arrivals=[(0.0, 1e6, 10), (0.0, 1e6, 10), (0.0, 1e6, 100)],
+    )
+    recorded, alone = Everything(), Recorder()
+    cut = world.run(recorded).loop.batches
+    whole = world.run(alone).loop.batches
+    assert alone.summary.as_dict() == recorded.summary.as_dict()
+    assert whole < cut
 
 
 def test_most_iterations_of_a_long_run_are_taken_together() -> None:

@@ -1,29 +1,45 @@
-"""An engine with LoRA adapters: of how many a step may have requests, and which are on the device.
+"""Engines with LoRA adapters: of how many a step may have requests, and which are on the device.
 
 As in vLLM (0.27: ``v1/core/sched/scheduler.py``, ``max_loras``): a request that waits is passed over while as many
-adapters as may be are those of running requests and its own is none of them; those behind it may go first. The
-device holds as many adapters; one that is not there is loaded in place of that which was used longest ago.
+adapters as may be are those of a step's requests and its own is none of them; those behind it may go first. Who was
+passed over stays ahead of those who are preempted after that. The device holds as many adapters; one that is not
+there is loaded in place of that which was used longest ago. In a prefix cache each adapter has blocks of its own.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
+from ...policy import Repeat
 from ...request import Request
 from ...serving.worker import Loop
 from ..batch import Piece
 from ..policy import Chunk, TokenView
+from ..prefix_cache import AdapterContent, PromptContent
 from ..request import AdapterTask, TokenTask
+from .async_engine import TokenEngineAhead
+from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .host import LLMWorker
 
+# What the engines below have in common, for type checkers an engine itself.
+if TYPE_CHECKING:
+    _Base = TokenEngine
+else:
+    _Base = object
+
 
 class AdapterView(TokenView):
-    """A `TokenView` of an engine whose running requests have `EngineLimits.max_loras` adapters at most."""
+    """A `TokenView` of an engine whose steps have requests with `EngineLimits.max_loras` adapters at most."""
 
-    __slots__ = ()
+    __slots__ = ("spent",)
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        #: Whether a task that runs is in no further step, since its last token is in flight.
+        self.spent: Callable[[TokenTask], bool] = _never
 
     def allowed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Those of *chunks* whose tasks run, or may beside the ones that run and those before them."""
@@ -38,7 +54,7 @@ class AdapterView(TokenView):
 
     def adapters(self) -> set[str]:
         """The adapters of those who run."""
-        found = {cast("AdapterTask", task).adapter for task in self.running}
+        found = {cast("AdapterTask", task).adapter for task in self.running if not self.spent(task)}
         return {adapter for adapter in found if adapter is not None}
 
     def admissible(self, prefill: Iterable[Chunk], *, decode: int = 0) -> list[Chunk]:
@@ -57,37 +73,91 @@ class AdapterView(TokenView):
         return super().fill(kept, tokens, begun=begun, decode=decode, chunked=chunked)
 
 
-class AdapterEngine(TokenEngine):
-    """`TokenEngine` with adapters by classes of requests. *loaded* are those on the device, the one that was used
-    longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`)."""
-
-    __slots__ = ("loaded", "of_class")
+class _Adapting(_Base):
+    """An engine with adapters by classes of requests. *loaded* are those on the device, the one that was used
+    longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`). *passed* are those who wait
+    and were passed over."""
 
     kind = AdapterTask
     view: AdapterView
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
+        if isinstance(self, TokenEngineAhead):
+            self.view.spent = self._spent
         self.of_class = dict(self.view.limits.adapters)
         self.loaded: OrderedDict[str, None] = OrderedDict()
+        self.passed: dict[TokenTask, None] = {}
 
     def task(self, request: Request, now: float) -> TokenTask:
-        task = super().task(request, now)
-        assert isinstance(task, AdapterTask)
+        task = cast("AdapterTask", super().task(request, now))
         task.adapter = self.of_class.get(request.class_name)
+        if task.prompt_content is not None:
+            task.prompt_content = self.content_of(request, task.prompt_content)
         return task
+
+    def restart(self) -> None:
+        super().restart()
+        self.loaded.clear()
+
+    def content_of(self, request: Request, content: PromptContent) -> PromptContent:
+        """What *content*, with which the prompt of *request* begins, is in the prefix cache."""
+        adapter = self.of_class.get(request.class_name)
+        return content if adapter is None else AdapterContent(content, adapter)
+
+    # -- who is admitted, and who is passed over ------------------------------------------------------------
 
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
-        allowed = prefill
+        view, allowed = self.view, prefill
         if all(isinstance(chunk[0], AdapterTask) for chunk in prefill):  # else it is told what is wrong
-            kept = [*self.view.allowed(prefill)]
+            kept = [*view.allowed(prefill)]
             allowed = prefill if len(kept) == len(prefill) else kept
+        queue = [*view.waiting]
         pieces = super()._admit(allowed, chosen, decode, crowded, now)
         for task, _, _ in pieces:
             self._load(cast("AdapterTask", task))
+            self.passed.pop(task, None)
+        if len(view.waiting) < len(queue):
+            while queue[-1] in view.waiting:
+                queue.pop()
+            self.passed.update((task, None) for task in queue if task in view.waiting)
         return pieces
+
+    def _launch(
+        self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
+    ) -> None:
+        if not self.preempted:
+            self._pass_over(decode + sum(count for _, count, _ in pieces))
+        super()._launch(decode, context, pieces, chosen, now)
+
+    def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
+        self._pass_over(self.view.decoding)
+        return super()._all_decode(repeat, fresh, now)
+
+    def _pass_over(self, tokens: int) -> None:
+        """In a step of so many *tokens* those at the head of the queue whose adapters are too many are passed over,
+        if it has room for more."""
+        view = self.view
+        most = getattr(self.worker.policy, "tokens_a_step", None) or view.max_batched_tokens
+        if view.waiting and tokens < min(most, view.max_batched_tokens) and len(view.running) < view.max_sequences:
+            used = view.adapters()
+            if len(used) == view.limits.max_loras:
+                for task in view.waiting:
+                    adapter = cast("AdapterTask", task).adapter
+                    if adapter is None or adapter in used:
+                        break
+                    self.passed[task] = None
+
+    def _preempt(self, task: TokenTask) -> None:
+        super()._preempt(task)
+        waiting = self.view.waiting
+        self.passed = {other: None for other in self.passed if other in waiting and other is not task}
+        for other in reversed(self.passed):
+            waiting.move_to_end(other, last=False)
+
+    # -- which adapters are on the device -------------------------------------------------------------------
 
     def _load(self, task: AdapterTask) -> None:
         """Have the adapter of *task*, which runs, on the device."""
@@ -114,3 +184,27 @@ class AdapterEngine(TokenEngine):
     def finish(self, task: TokenTask, now: float) -> None:
         super().finish(task, now)
         self._used(task)
+
+    def _visit_over(self, task: TokenTask) -> None:
+        super()._visit_over(task)
+        self.passed.pop(task, None)
+
+
+def _never(task: TokenTask) -> bool:
+    return False
+
+
+class AdapterEngine(_Adapting, TokenEngine):
+    """`TokenEngine` with adapters."""
+
+
+class AdapterEngineAhead(_Adapting, TokenEngineAhead):
+    """`TokenEngineAhead` with adapters."""
+
+
+class AdapterEngineCaching(_Adapting, TokenEngineCaching):
+    """`AdapterEngine` with a prefix cache."""
+
+
+class AdapterEngineAheadCaching(_Adapting, TokenEngineAheadCaching):
+    """`AdapterEngineAhead` with a prefix cache."""

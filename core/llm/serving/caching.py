@@ -17,7 +17,7 @@ from ...serving.worker import Loop
 from ..batch import Piece, TokenBatch
 from ..host_tier import HostTier
 from ..policy import Chunk
-from ..prefix_cache import Block, PrefixCache
+from ..prefix_cache import Block, PrefixCache, PromptContent
 from ..request import CachingTask, TokenTask
 from .async_engine import TokenEngineAhead
 from .engine import TokenEngine
@@ -30,7 +30,7 @@ else:
     _Base = object
 
 
-class _Caching(_Base):
+class Caching(_Base):
     """An engine with a prefix cache. *tables* holds, for each that runs, its first blocks: those that others may
     find, and those that it found itself. The rest of its blocks is counted."""
 
@@ -54,6 +54,14 @@ class _Caching(_Base):
         task.cache_lookup = self._lookup
         return task
 
+    def restart(self) -> None:
+        self._catch_up()
+        self.cache.clear()
+
+    def content_of(self, request: Request, content: PromptContent) -> PromptContent:
+        """What *content*, with which the prompt of *request* begins, is in the cache."""
+        return content
+
     def _catch_up(self) -> None:
         """What was taken since, was taken off the line."""
         free = self.view.free_blocks
@@ -69,7 +77,7 @@ class _Caching(_Base):
         self._catch_up()
         computed, size = task.computed, self.size
         table = self.tables.pop(task)
-        blocks, full = -(-computed // size), (computed - self._unknown(task)) // size
+        blocks, full = self._blocks_of(task), (computed - self._unknown(task)) // size
         assert isinstance(task, CachingTask)
         content = task.prompt_content
         if content is not None and content.answers:
@@ -84,6 +92,10 @@ class _Caching(_Base):
         )
         self._known += blocks - shared
         return shared
+
+    def _blocks_of(self, task: TokenTask) -> int:
+        """How many blocks *task*, which runs, holds."""
+        return -(-task.computed // self.size)
 
     def _unknown(self, task: TokenTask) -> int:
         """Tokens of *task* whose KV stands but which were not known when memory for them was taken."""
@@ -130,14 +142,16 @@ class _Caching(_Base):
         soon = self._blocks_of_a_step(chosen) if decode else 0
         if soon:
             cache.take(soon)  # those that decode take theirs first
-        most = view.max_batched_tokens - decode
+        tokens = decode * view.limits.tokens_per_decode
+        most = view.max_batched_tokens - tokens
         own = getattr(self.worker.policy, "tokens_a_step", None)
-        room = most if own is None else min(own - decode, most)
+        room = most if own is None else min(own - tokens, most)
         chunks = getattr(self.worker.policy, "chunks", False)
         sequences = view.max_sequences - len(view.running)
         pieces: list[Piece] = []
         admitted, less = 0, False
         for (task, count), pending in zip(prefill, shown, strict=True):
+            more = 0
             self._check_chunk(task, count, pieces, admitted)
             if task in view.waiting:
                 assert isinstance(task, CachingTask)
@@ -152,7 +166,8 @@ class _Caching(_Base):
                 if less and chunks:
                     count = min(count, room)
                 count = min(count, now_pending)
-                if not 0 < count <= most or not self._begin(task, count, now):
+                more = view.padding(now_pending, decode, len(pieces) > admitted)
+                if not 0 < count <= most - more or not self._begin(task, count, more, now):
                     break
                 admitted += 1
             else:
@@ -165,8 +180,8 @@ class _Caching(_Base):
                 if not 0 < count <= task.pending:
                     self._no_chunk(task, count)
                 self._go_on(task, count)
-            room -= count
-            most -= count
+            room -= count + more
+            most -= count + more
             computed = task.base_computed
             pieces.append((task, count, computed - count))
         self._known = cache.free
@@ -184,20 +199,28 @@ class _Caching(_Base):
         if self.booked and (task in view.waiting or task in view.running):
             self._check(task)
 
-    def _begin(self, task: CachingTask, count: int, now: float) -> bool:
-        """Admit *task* with a piece of *count* tokens, if memory lasts."""
+    def _blocks_upto(self, tokens: int) -> int:
+        """The blocks of one who computes so many tokens in all with the next step."""
+        return -(-tokens // self.size)
+
+    def _takes(self, task: TokenTask, blocks: int) -> None:
+        """*task* holds so many blocks from now on."""
+
+    def _begin(self, task: CachingTask, count: int, more: int, now: float) -> bool:
+        """Admit *task* with a piece of *count* tokens, and memory for *more* than that, if it lasts."""
         view, cache, size = self.view, self.cache, self.size
         found = cache.found(task)
         keys = cache.keys(task, found // size)
         least = view.watermark + cache.idle(keys)
         away = cache.away(keys)  # which take blocks as new ones do
-        new = -(-(found + count) // size) - len(keys)
+        new = self._blocks_upto(found + count + more) - len(keys)
         whole = -(-(task.prompt + task.base_generated) // size) - len(keys) if view.whole_prompt else new
         least += away
         if cache.free - max(new, whole) < least:
             return False
         table = self.tables[task] = cache.share(keys)
         cache.take(new)
+        self._takes(task, len(keys) + new)
         cache.register(table, task.prompt_content, task.prompt, found + count)
         self.swapped += away
         if task.cached_tokens is None:
@@ -214,17 +237,19 @@ class _Caching(_Base):
     def _go_on(self, task: TokenTask, count: int) -> None:
         """*task*, which runs, computes *count* more tokens of its prompt."""
         assert isinstance(task, CachingTask)
-        computed, size = task.base_computed, self.size
-        self.cache.take(-(-(computed + count) // size) + -computed // size)
+        computed, held = task.base_computed, self._blocks_of(task)
+        blocks = max(held, self._blocks_upto(computed + count))
+        self.cache.take(blocks - held)
+        self._takes(task, blocks)
         self.cache.register(self.tables[task], task.prompt_content, task.prompt, computed + count)
         task.base_computed = computed + count
 
 
-class TokenEngineCaching(_Caching, TokenEngine):
+class TokenEngineCaching(Caching, TokenEngine):
     """`TokenEngine` with a prefix cache."""
 
 
-class TokenEngineAheadCaching(_Caching, TokenEngineAhead):
+class TokenEngineAheadCaching(Caching, TokenEngineAhead):
     """`TokenEngineAhead` with a prefix cache."""
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:

@@ -29,10 +29,7 @@ class TokenEngine(DecodeSums):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_done",
-        "_fruitless",
-        "_recomputed",
-        "_untaken",
+        "_done", "_fruitless", "_recomputed", "_untaken",
         "deciding",
         "fetched",
         "go_on",
@@ -146,6 +143,9 @@ class TokenEngine(DecodeSums):
             else:
                 self._release(task)
                 self._visit_over(task)
+
+    def restart(self) -> None:
+        """It begins anew while nothing is here: what it kept between requests is lost."""
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
@@ -516,7 +516,7 @@ class TokenEngine(DecodeSums):
                 if task.base_generated >= self.lengths[task]:
                     self.finish(task, now)
                     continue
-            elif pending > 1 or task.base_computed < task.prompt:
+            elif not task.decoding:
                 self.keep_books(task)
                 continue
             else:

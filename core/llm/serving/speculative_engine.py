@@ -1,4 +1,4 @@
-"""An engine that speculates (`servetwin.core.llm.speculation`): each that decodes gets one token a step or several.
+"""Engines that speculate (`servetwin.core.llm.speculation`): each that decodes gets one token a step or several.
 
 How many differs from request to request, so they are counted one by one: a step costs here as many operations as
 requests decode. As in vLLM (0.27: ``v1/core/sched/scheduler.py``) memory for all that a step may keep is taken when
@@ -18,6 +18,7 @@ from ..batch import Piece, TokenBatch
 from ..policy import Chunk
 from ..request import TokenTask
 from ..speculation import Speculation, SpeculativeTask, SpeculativeView
+from .caching import Caching
 from .engine import TokenEngine
 from .host import LLMWorker
 
@@ -25,7 +26,7 @@ from .host import LLMWorker
 class SpeculativeEngine(TokenEngine):
     """`TokenEngine` with the `Speculation` of its *worker*. *held* are the blocks of each that runs."""
 
-    __slots__ = ("ahead", "each", "held", "rolls", "speculation")
+    __slots__ = ("ahead", "each", "gained", "held", "rolls", "speculation")
 
     kind = SpeculativeTask
     view: SpeculativeView
@@ -38,6 +39,7 @@ class SpeculativeEngine(TokenEngine):
         self.ahead = self.view.lookahead = self.speculation.lookahead
         self.longest -= self.ahead
         self.held: dict[TokenTask, int] = {}
+        self.gained: dict[TokenTask, int] = {}  # the tokens that each got with its last step
         self.rolls: dict[TokenTask, Callable[[], int]] = {}
 
     # -- memory -------------------------------------------------------------------------------------------
@@ -54,17 +56,18 @@ class SpeculativeEngine(TokenEngine):
         self.held[task] = self.held.get(task, 0) + blocks
         self.view.free_blocks -= blocks
 
-    def _gives_back(self, task: TokenTask) -> int:
+    def _surplus(self, task: TokenTask) -> int:
         """How many blocks *task* holds beyond those of its computed tokens; it holds none any more."""
+        self.gained.pop(task, None)
         return self.held.pop(task) - -(-task.computed // self.size)
 
     def _release(self, task: TokenTask) -> None:
-        more = self._gives_back(task)
+        more = self._surplus(task)
         super()._release(task)
         self.view.free_blocks += more
 
     def finish(self, task: TokenTask, now: float) -> None:
-        self.view.free_blocks += self._gives_back(task)
+        self.view.free_blocks += self._surplus(task)
         self.rolls.pop(task, None)
         super().finish(task, now)
 
@@ -197,9 +200,35 @@ class SpeculativeEngine(TokenEngine):
                 self.part(task)  # which says who wrote it
             count = min(1 + accepted, self.lengths[task] - base)  # what comes after its last token is thrown away
             self.bases[task] = task.base_generated = base + count
+            self.gained[task] = count
             view.context += count
             if task.token_times is not None:
                 task.token_times.extend([now] * count)
             if base + count == self.lengths[task]:
                 self.part(task)
                 self.finish(task, now)
+
+
+class SpeculativeEngineCaching(Caching, SpeculativeEngine):
+    """`SpeculativeEngine` with a prefix cache. Only tokens that were accepted can be found again, once a step after
+    theirs has been decided; where what drafts reads states of the model, the last block of what is there is computed
+    anew."""
+
+    kind = SpeculativeTask
+    view: SpeculativeView
+
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
+        super().__init__(loop, worker)
+        self.cache.anew = int(self.speculation.reads_states)
+
+    def _blocks_of(self, task: TokenTask) -> int:
+        return self.held[task]
+
+    def _blocks_upto(self, tokens: int) -> int:
+        return -(-(tokens + self.ahead) // self.size)
+
+    def _takes(self, task: TokenTask, blocks: int) -> None:
+        self.held[task] = blocks
+
+    def _unknown(self, task: TokenTask) -> int:
+        return max(0, self.gained.get(task, 0) - 1)

@@ -11,14 +11,14 @@ from ...request import Request, Task
 from ...serving.worker import Loop
 from ..policy import TokenPolicy, TokenView
 from ..request import TokenTask, prompt_of
-from .adapter_engine import AdapterEngine
+from .adapter_engine import AdapterEngine, AdapterEngineAhead, AdapterEngineAheadCaching, AdapterEngineCaching
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
 from .pools import DecodeEngine, PrefillEngine
-from .speculative_engine import SpeculativeEngine
+from .speculative_engine import SpeculativeEngine, SpeculativeEngineCaching
 
 __all__ = ["Host", "TokenWorker"]
 
@@ -51,13 +51,15 @@ class TokenWorker(LLMWorker):
         if ahead:
             kinds = [TokenEngineAhead, TokenEngineAheadKeeping, TokenEngineAheadCaching]
         limits = self.view.limits
+        if limits.max_loras:
+            kinds = [AdapterEngine, AdapterEngine, AdapterEngineCaching]
+            if ahead:
+                kinds = [AdapterEngineAhead, AdapterEngineAhead, AdapterEngineAheadCaching]
         kind = kinds[2 if limits.enable_prefix_caching else limits.keep_freed]
         if self.role != "both":
             kind = PrefillEngine if self.role == "prefill" else DecodeEngine
-        if limits.max_loras:
-            kind = AdapterEngine
         if self.speculation is not None:
-            kind = SpeculativeEngine
+            kind = SpeculativeEngineCaching if limits.enable_prefix_caching else SpeculativeEngine
         self.engine = kind(loop, self)
         self.policy.start(self.shown)
 
@@ -84,8 +86,10 @@ class TokenWorker(LLMWorker):
             prompt, content = prompt_of(request, stage)
             if content is None:
                 return 0
+            content = cast("TokenEngineCaching", self.engine).content_of(request, content)
             size = cache.size
-            return size * cache.begun(content, min(content.tokens(prompt), prompt - 1) // size, has)
+            blocks = cache.begun(content, min(content.tokens(prompt), prompt - 1) // size, has)
+            return size * max(0, blocks - cache.anew)
 
         return found
 
@@ -102,6 +106,9 @@ class TokenWorker(LLMWorker):
 
     def withdraw(self, task: Task, now: float) -> None:
         self.engine.withdraw(cast("TokenTask", task), now)
+
+    def restart(self) -> None:
+        self.engine.restart()
 
     def look_over(self) -> None:
         view = self.view

@@ -218,14 +218,15 @@ def check(
     from servetwin.core.testing.contract import ContractBroken
 
     from ...spec.loading import parse_override
-    from ...validation import check_router
+    from ...validation import check_asked
     from ...validation.check_policy import check as engine
 
     try:
-        if check_router.is_router(policy):
+        kind = check_asked.kind_of(policy)
+        if kind is not None:
             if experiment is not None:
-                raise BadInput("a router is checked on a system of its own", where=policy, right="nothing else")
-            _checked(policy, check_router.check(policy, [parse_override(each) for each in sets or ()]), as_json)
+                raise BadInput(f"this {kind} is checked on a system of its own", where=policy, right="nothing else")
+            _checked(policy, check_asked.check(kind, policy, [parse_override(each) for each in sets or ()]), as_json)
             return
         found = engine(policy, experiment, [parse_override(each) for each in sets or ()])
     except ContractBroken as broken:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +65,14 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     offloading = {w.modules[0] for w in experiment.deployment.workers if w.engine and w.engine.kv_offloading}
     for stage, tokens in summary.get("llm", {}).items():
         show_tokens(stage, tokens, offloads=stage in offloading)
-    for line in (*quality_lines(summary), *group_lines(summary)):
+    for line in (*quality_lines(summary), *device_lines(summary), *group_lines(summary)):
         say(line)
     for worker, w in summary["workers"].items():
         sizes = f"mean {w['mean_batch_size']:.2f}, largest {w['max_batch_size']}"
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
-    for line in (*cost_lines(summary.get("cost"), summary["duration"]), *_use_lines(use)):
+    fleet, groups = summary.get("fleet"), {w.device for w in experiment.deployment.workers if w.gpus}
+    costs = cost_lines(summary.get("cost"), summary["duration"], fleet)
+    for line in (*fleet_lines(fleet), *costs, *_use_lines(use, groups)):
         say(line)
     for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -89,10 +91,12 @@ def _answer(summary: Mapping[str, Any]) -> str:
     return told
 
 
-def _use_lines(use: dict[str, Any] | None) -> list[str]:
+def _use_lines(use: dict[str, Any] | None, groups: Collection[str | None] = ()) -> list[str]:
+    """Of devices that are *groups* of several `device_lines` tells."""
     if use is None:
         return []
-    lines = [f"{name} busy {100 * share:.1f} % of the time" for name, share in use["devices"].items()]
+    alone = {name: share for name, share in use["devices"].items() if name not in groups}
+    lines = [f"{name} busy {100 * share:.1f} % of the time" for name, share in alone.items()]
     lines += [
         f"KV cache of {worker} {100 * own['mean']:.1f} % full on average, {100 * own['max']:.1f} % at most"
         for worker, own in use["kv_cache"].items()
@@ -199,6 +203,19 @@ def quality_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"{said}; {run}; {full}"]
 
 
+def device_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What was used of groups of devices, by worker."""
+    lines = []
+    for worker, used in summary.get("device_groups", {}).items():
+        if used["mean_degree"] is not None and summary["duration"] > 0.0:
+            share = used["device_seconds"] / (used["devices"] * summary["duration"])
+            said = f"{used['devices']} devices of {worker} used {100 * share:.1f} % of the time"
+            lines.append(
+                f"{said}, {used['mean_degree']:.2f} a batch on average; {used['changes']} changes of devices"
+            )
+    return lines
+
+
 def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -> None:
     """What a run says of the tokens of a *stage*; *offloads*: its engines keep KV in host memory, too."""
     made = f"{tokens['output_throughput'] or 0.0:.1f}"
@@ -232,8 +249,17 @@ def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -
         say(f"  {tokens['within_limits']} requests within the limits")
 
 
-def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
-    """What a run of so many seconds (*duration*) costs, where its devices have prices."""
+def fleet_lines(fleet: Mapping[str, Any] | None) -> list[str]:
+    """How many replicas there were, where they come and go."""
+    if fleet is None:
+        return []
+    mean, most = fleet["mean_replicas"], fleet["most_replicas"]
+    many = f"replicas: {mean:.4g} on average, " if mean is not None else "replicas: "
+    return [f"{many}{most} at most, {fleet['starts']} starts; {fleet['waited_for_a_replica']} waits for one"]
+
+
+def cost_lines(cost: Mapping[str, Any] | None, duration: float, fleet: Mapping[str, Any] | None = None) -> list[str]:
+    """What a run of so many seconds (*duration*) costs, where its devices have prices; of a *fleet*, if it is one."""
     if cost is None:
         return []
     each = [(cost["dollars_per_1000_requests"], "1,000 requests")]
@@ -244,7 +270,10 @@ def cost_lines(cost: Mapping[str, Any] | None, duration: float) -> list[str]:
     hours = duration / 3600.0
     count = round(cost["device_hours"] / hours) if hours else 1
     rate = f"at ${cost['dollars_per_hour']:g} an hour"
-    held = f"{hours:.4g} hours {rate}" if count == 1 else f"{hours:.4g} hours of {count} devices, {rate} together"
+    if fleet is not None:
+        held = f"{cost['device_hours']:.4g} device-hours in {hours:.4g} hours, {rate} on average"
+    else:
+        held = f"{hours:.4g} hours {rate}" if count == 1 else f"{hours:.4g} hours of {count} devices, {rate} together"
     lines = [f"cost ${cost['dollars']:.4g}: {held}", ", ".join(per)]
     if cost["utilisation"] is not None:
         power = f"; {cost['energy_kwh']:.4g} kWh" if cost["energy_kwh"] is not None else ""

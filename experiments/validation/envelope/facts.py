@@ -22,10 +22,10 @@ from ...spec.experiment import (
     Gamma,
     Poisson,
     RelativeSLO,
-    RouterSpec,
     Trace,
     WorkerSpec,
 )
+from ...spec.keys.routing import RouterSpec
 from ...spec.llm import Preparing, TokenSLOSpec
 from . import keys
 

@@ -25,12 +25,12 @@ from ...spec.experiment import (
     PipelineSpec,
     Poisson,
     RelativeSLO,
-    RouterSpec,
     System,
     Time,
     WorkerSpec,
     Workload,
 )
+from ...spec.keys.routing import RouterSpec
 from ...spec.llm import EngineSpec, Lengths, TokenSLOSpec
 
 #: Keys that words do not tell, and why: each says by what else it is compared, or why it changes nothing.
@@ -103,6 +103,7 @@ NAMES = {
     "workload.arrivals: trace": "arrivals of a trace",
     "workload.arrivals: closed": "a closed loop",
     "deployment.handover": "prefill and decode apart",
+    "deployment.autoscaler": "replicas that come and go",
 }
 
 #: Words of content are cut to so many characters; what is cut is told apart by a hash.

@@ -87,8 +87,21 @@ def test_a_queue_that_changes_in_the_middle_is_ranked_anew() -> None:
     assert [task for _, _, task in order.entries] == [middle, last, first, new]
 
 
-@given(st.lists(st.tuples(SMALL, SMALL, st.floats(0, 100)), max_size=60))
-def test_who_is_due_first_is_found_without_a_look_at_all(moves: list[tuple[int, int, float]]) -> None:
+def test_a_key_that_has_changed_is_ranked_again() -> None:
+    queue, keys = Queue(), {0: 5, 1: 1, 2: 5}
+    order = WaitingOrder(lambda task: keys[task.id])
+    for _ in keys:
+        queue.comes(1)
+    order.follow(queue.waiting)
+    first, second, third = queue.waiting
+    keys[1] = 5
+    order.rank_again(second)
+    assert [task for _, _, task in order.entries] == [first, second, third]  # with equal keys as in the queue
+    assert not order.follow(queue.waiting)
+
+
+@given(st.lists(st.tuples(SMALL, SMALL, st.floats(0, 100)), max_size=60), st.booleans())
+def test_who_is_due_first_is_found_without_a_look_at_all(moves: list[tuple[int, int, float]], bounded: bool) -> None:
     queue, slopes = Queue(), {}
 
     def due(task: TokenTask) -> tuple[float, float]:
@@ -96,7 +109,8 @@ def test_who_is_due_first_is_found_without_a_look_at_all(moves: list[tuple[int, 
         time = first + slope * task.generated
         return time, time
 
-    first = EarliestDue(due, lambda task: slopes[task.id][1])
+    most = (lambda task: slopes[task.id][1] + 0.25) if bounded else None
+    first = EarliestDue(due, lambda task: slopes[task.id][1], most)
     for move, which, at in moves:
         running = [*queue.running]
         if move < 2 or (move == 2 and not queue.waiting):
@@ -108,7 +122,7 @@ def test_who_is_due_first_is_found_without_a_look_at_all(moves: list[tuple[int, 
             queue.ticks.count += which
         elif move == 4 and running:
             queue.preempted(running[which % len(running)])
-        elif move == 5 and running:
+        elif move == 5 and running and not bounded:  # (else all decode together)
             running[which % len(running)].base_generated += 1
         elif move == 6 and running:
             del queue.running[running[which % len(running)]]
@@ -117,3 +131,5 @@ def test_who_is_due_first_is_found_without_a_look_at_all(moves: list[tuple[int, 
             assert first.earliest(queue.running) == min(dues, default=float("inf"))
             found = first.earliest(queue.running, enough=at)
             assert found in dues if min(dues, default=at) < at else found == min(dues, default=float("inf"))
+            later = [time for time in dues if time >= at]
+            assert first.earliest(queue.running, since=at) == min(later, default=float("inf"))

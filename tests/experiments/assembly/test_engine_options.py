@@ -31,6 +31,8 @@ CONFIG: dict[str, Any] = {
     "source": "assumed",
     "draft": {"seconds": 0.001, "seconds_each": 0.0001, "source": "assumed"},
 }
+#: A profile of an engine of vLLM's default, which decides a step while the one before computes.
+AHEAD = ("deployment.devices.gpu0", "h200-steps/opt-13b")
 DRAFTS: dict[str, Any] = {"headroom": 0, "stamp": "sent", "speculative_config": CONFIG}
 
 
@@ -239,9 +241,14 @@ WRONG_DRAFTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"draft": {"seconds": 0.001}}, "nothing says where the seconds come from"),
     ({}, {"draft": {"device": "gpu0"}}, "no model drafts them whose times a device has"),
     ({"blocks": 1000}, {"draft": {"device": "small"}, "method": "draft_model"}, "there is no device 'small'"),
-    ({"enable_prefix_caching": True}, {}, "what that does where tokens are drafted is not known"),
+    ({"enable_prefix_caching": True, "kv_offloading": {"gib": 1.0}}, {}, "where tokens are drafted is not known"),
     ({"preemption": "swap"}, {}, "what that does where tokens are drafted is not known"),
-    ({"asynchronous": True}, {}, "what that does where tokens are drafted is not known"),
+    ({"asynchronous": True}, {}, "vLLM turns asynchronous scheduling off where drafts come from ngram"),
+    (
+        {"asynchronous": True, "blocks": 9},
+        {"method": "eagle"},
+        "what that does where tokens are drafted is not known",
+    ),
     ({"headroom": 1}, {}, "what that does where tokens are drafted is not known"),
     ({"max_batched_tokens": 200}, {}, "64 requests with 3 drafts each may run, but a step has 200 tokens"),
 ]
@@ -261,9 +268,30 @@ def test_drafts_need_a_policy_a_profile_and_an_engine_that_know_them(tmp_path: P
     with pytest.raises(BadInput, match="nobody measured steps of a6000/opt-13b-tp1"):
         build.build(experiment(tmp_path, DRAFTS, ("deployment.workers.0.limit", 64)))
     with pytest.raises(BadInput, match="this profile's does not"):
-        build.build(drafts(tmp_path, ("deployment.devices.gpu0", "h200-steps/opt-13b")))
+        build.build(drafts(tmp_path, AHEAD, engine={"blocks": 900}, method="eagle"))
     with pytest.raises(BadInput, match="an explanation knows nothing of speculative_config"):
         Alone(drafts(tmp_path))
+
+
+def test_drafts_by_n_grams_turn_asynchronous_scheduling_off_as_vllm_does(tmp_path: Path) -> None:
+    """The profile's engine has it, the experiment says nothing; the run says that it is off."""
+    made = drafts(tmp_path, AHEAD, engine={"enable_prefix_caching": True})
+    worker = build.build(made).loop.workers[0]
+    assert worker.host is None  # type: ignore[attr-defined]
+    said = "drafts: asynchronous scheduling is off, as vLLM sets it where they come from ngram"
+    assert said in build.stands_on(made)
+    assert said not in build.stands_on(drafts(tmp_path, AHEAD, engine={"asynchronous": False}))
+    assert said not in build.stands_on(drafts(tmp_path))
+
+
+def test_a_head_that_reads_states_computes_the_last_block_anew(tmp_path: Path) -> None:
+    """Of the 64 tokens that all have, who comes later finds four blocks of 16; with eagle three."""
+    shared = ("workload.lengths.llm.prefix", {"draw": "shared", "tokens": 64})
+    rare = ("workload.arrivals.rate", 0.01)
+    for method, found in (("ngram", 64), ("draft_model", 64), ("eagle", 48)):
+        own = {"enable_prefix_caching": True, "blocks": 1000}
+        visits = _visits(drafts(tmp_path, shared, rare, engine=own, method=method), tmp_path / method)
+        assert {visit["cached"] for visit in visits[1:] if visit["prompt"] > 64} == {found}
 
 
 # -- KV in host memory --------------------------------------------------------------------------------------
@@ -287,17 +315,18 @@ def hosted(folder: Path, *set_: tuple[str, Any], **offloading: Any) -> Experimen
     return experiment(folder, own, lengths, blocks, ("workload.requests", 60), *set_)
 
 
-def test_blocks_come_back_at_the_stated_bandwidth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_blocks_come_back_at_the_stated_bandwidth(ahead: bool, tmp_path: Path) -> None:
     """The run is one without cost, plus what its loads take: requests come one by one."""
+    more = (("workload.arrivals.rate", 0.01), ("deployment.workers.0.engine.asynchronous", ahead))
     slow, free = (
-        build.run(hosted(tmp_path, ("workload.arrivals.rate", 0.01), *more)).as_dict()
-        for more in ((), (("time.costs", False),))
+        build.run(hosted(tmp_path, *more, **times)).as_dict() for times in ({}, {"gb_per_s": 1e9, "latency": 0.0})
     )
     assert slow["prefix_cache_hits_on_host"] == free["prefix_cache_hits_on_host"] > 0
-    lines = _visits(hosted(tmp_path, ("workload.arrivals.rate", 0.01)), tmp_path / "run")
+    lines = _visits(hosted(tmp_path, *more), tmp_path / "run")
     loads = [visit["cached_on_host"] for visit in lines if visit.get("cached_on_host")]
     seconds = sum(0.002 + tokens * BYTES / 10e9 for tokens in loads)
-    assert (slow["mean_ttft_ms"] - free["mean_ttft_ms"]) * 60 / 1000 == pytest.approx(seconds)
+    assert (slow["mean_ttft_ms"] - free["mean_ttft_ms"]) * 60 / 1000 == pytest.approx(seconds, rel=1e-5)
 
 
 def _visits(made: Experiment, folder: Path) -> list[dict[str, Any]]:
@@ -316,7 +345,6 @@ def test_half_the_bytes_are_twice_the_blocks(tmp_path: Path) -> None:
 
 WRONG_HOSTS: list[tuple[dict[str, Any], str]] = [
     ({**HOST, "enable_prefix_caching": False}, "found by its content, as prefixes are"),
-    ({**HOST, "asynchronous": True}, "where steps are decided ahead is not known"),
     ({**HOST, "kv_offloading": {"gib": 8.0}}, r"a6000/opt-13b-tp1 has no cost kv\.swap"),
     ({**HOST, "kv_offloading": {"gib": 8.0, "gb_per_s": 10.0}}, "nothing says where the bandwidth comes from"),
     ({**HOST, "kv_offloading": {**HOST["kv_offloading"], "gib": 1e-6}}, "hold no KV block of 16 tokens"),
@@ -330,11 +358,6 @@ WRONG_HOSTS: list[tuple[dict[str, Any], str]] = [
 def test_hosts_that_do_not_fit_are_refused(engine: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=says):
         build.build(experiment(tmp_path, engine))
-
-
-def test_a_profile_whose_engine_decides_ahead_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="where a step is decided when the one before is over"):
-        build.build(experiment(tmp_path, {**HOST, "headroom": 0, "stamp": "sent"}, device="h200-steps/opt-13b"))
 
 
 # -- LoRA adapters ------------------------------------------------------------------------------------------
@@ -388,8 +411,8 @@ WRONG_LORA: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"load_seconds": None}, r"a6000/opt-13b-tp1 has no cost lora\.load"),
     ({}, {"slowdown": None}, r"a6000/opt-13b-tp1 has no cost lora\.slowdown"),
     ({}, {"slowdown": 0.0}, "slowdown"),
-    ({"enable_prefix_caching": True}, {}, "what that does with adapters is not known"),
-    ({"asynchronous": True}, {}, "what that does with adapters is not known"),
+    ({"keep_freed": True}, {}, "what that does with adapters is not known"),
+    (HOST, {}, "what that does with adapters is not known"),
     ({"preemption": "swap"}, {}, "what that does with adapters is not known"),
     ({"enable_lora": True}, {}, "vLLM's enable_lora is not modelled"),
     ({"max_loras": 2}, {}, "max_loras: ..."),
@@ -404,11 +427,24 @@ def test_adapters_that_do_not_fit_are_refused(
         build.build(adapted(tmp_path, engine=engine, **lora))
 
 
-def test_adapters_need_classes_and_an_engine_that_decides_each_step(tmp_path: Path) -> None:
+def test_adapters_with_vllms_defaults_as_they_are(tmp_path: Path) -> None:
+    """Asynchronous scheduling, by the profile, and the prefix cache: prompts are found by adapter."""
+    shared = ("workload.lengths.llm.prefix", {"draw": "shared", "tokens": 64})
+    vllm = {"headroom": 0, "stamp": "sent", "enable_prefix_caching": True}
+    made = adapted(tmp_path, shared, engine=vllm, device=AHEAD[1], max_loras=2)
+    assert build.build(made).loop.workers[0].host is not None  # type: ignore[attr-defined]
+    visits = _visits(made, tmp_path / "run")
+    first = {
+        adapter: next(v for v in visits if v["adapter"] == adapter) for adapter in {v["adapter"] for v in visits}
+    }
+    assert len(first) == 3
+    assert all(v["cached"] == 0 for v in first.values())
+    assert sum(v["cached"] == 64 for v in visits) > len(visits) / 2
+
+
+def test_adapters_need_classes(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="there is no class 'chat'"):
         experiment(tmp_path, {"lora": LORA})
-    with pytest.raises(BadInput, match="this profile's does not"):
-        build.build(adapted(tmp_path, engine={"headroom": 0, "stamp": "sent"}, device="h200-steps/opt-13b"))
     with pytest.raises(BadInput, match="an explanation knows nothing of lora"):
         Alone(adapted(tmp_path))
 

@@ -21,6 +21,7 @@ SIX = [
 OURS = ["dit-s2-256-h100", "dit-xl2-256-h100", "palette-256-h100", "sd15-256-h100", "sd15-512-h100-graphs"]
 OPT = ["opt-13b-a6000", "opt-13b-h100", "opt-13b-h100-async", "opt-30b-a6000", "opt-66b-a6000", "tiny-opt-cpu"]
 PIPELINES = [
+    "flux-groups-published",
     "matplotagent-h200",
     "matplotagent-rtx4090",
     "sdxl-actions-synthetic",

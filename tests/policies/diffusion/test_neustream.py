@@ -112,8 +112,8 @@ def test_overflow_counts_as_two_waits() -> None:
     d.request()
     d.request()
     d.decide(0.0)
-    ((key, _, waiting),) = d.policy.low
-    assert (waiting.task.id, key + d.policy.over) == (1, 2)
+    (waiting,) = d.policy.low
+    assert (waiting.task.id, waiting.key + d.policy.over) == (1, 2)
 
 
 def test_sticky_one_that_waited_is_displaced_by_any_newcomer() -> None:

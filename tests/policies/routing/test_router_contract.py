@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from servetwin.core import BadInput
 from servetwin.core.routing import Router
+from servetwin.core.testing.asked_contract import hold_router
 from servetwin.core.testing.contract import ContractBroken
-from servetwin.core.testing.router_contract import hold_router
 from servetwin.experiments.cli import entry
 from servetwin.experiments.registry import router_registry
 
@@ -134,7 +134,7 @@ def test_the_command_takes_parameters_of_routers(monkeypatch, capsys) -> None:
     for wrong, told in (
         ("router.params.choices=0", "choices is 0"),
         ("router.params.chioces=3", "choices"),
-        ("deployment.router=jsq", "deployment.router: a router is checked on a system of its own"),
+        ("deployment.router=jsq", "deployment.router: this router is checked on a system of its own"),
     ):
         code, said = check(wrong)
         assert code == 2

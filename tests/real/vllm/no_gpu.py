@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 from vllm import SamplingParams
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    LoRAConfig,
+    ModelConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+    VllmConfig,
+)
+from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -62,6 +71,7 @@ class Asked(NamedTuple):
     output: int
     ids: tuple[int, ...] = ()
     size: int = 1
+    adapter: int = 0  # number of its LoRA adapter, if it has one
 
 
 class Made(NamedTuple):
@@ -90,8 +100,13 @@ def scheduler(
     block_size: int = 16,
     settings: dict[str, Any] | None = None,
     cls: Callable[..., Any] | None = None,
+    max_loras: int = 0,
+    drafts: int = 0,
+    method: str = "ngram",
 ) -> Any:
-    """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache."""
+    """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache, with
+    *max_loras* LoRA adapters, with *drafts* so many of them a step by that *method*."""
+    speculates: dict[str, Any] = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
     cache = CacheConfig(block_size=block_size, enable_prefix_caching=caching)
     config = VllmConfig(
         model_config=ModelConfig(model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=2048),
@@ -106,7 +121,11 @@ def scheduler(
         cache_config=cache,
         device_config=DeviceConfig(device="cpu"),
         additional_config={"servetwin": settings or {}},
+        lora_config=LoRAConfig(max_loras=max_loras, max_cpu_loras=99) if max_loras else None,
+        speculative_config=SpeculativeConfig(**speculates) if drafts else None,
     )
+    if drafts:
+        config.speculative_config.method = method  # whose model the scheduler does not look at
     cache.num_gpu_blocks = blocks + 1  # vLLM keeps one for itself
     spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
     memory = KVCacheConfig(
@@ -139,6 +158,7 @@ def vllm_request(asked: Asked, limit: int | None = None, block_size: int = 16) -
         pooling_params=None,
         arrival_time=asked.arrival,
         block_hasher=HASHERS[block_size],
+        lora_request=LoRARequest(f"adapter {a}", a, "nowhere") if (a := asked.adapter) else None,
     )
 
 

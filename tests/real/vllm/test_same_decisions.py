@@ -11,7 +11,9 @@ import pytest
 from no_gpu import Asked, replay, replay_ahead, scheduler
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
 from servetwin.core.llm import CumulativeSLO, EngineLimits, PromptContent, TokenRequest, TokenView
+from servetwin.core.llm.serving.adapter_engine import AdapterView
 from servetwin.core.llm.serving.worker import Host, TokenWorker
+from servetwin.core.llm.speculation import SpeculativeView
 from servetwin.core.serving.client import play
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.real.vllm.scheduler import Estimates, PolicyScheduler, Settings, find
@@ -108,13 +110,15 @@ class Steps(Recorder):
 
 def request_of(a):
     prefix = {"llm": PromptContent(a.ids, a.size)} if a.ids else None
-    return TokenRequest(a.id, a.arrival, {"llm": (a.prompt, 160)}, {"llm": a.output}, prefix=prefix)
+    tokens, output = {"llm": (a.prompt, 160)}, {"llm": a.output}
+    return TokenRequest(a.id, a.arrival, tokens, output, prefix=prefix, class_name=f"class {a.adapter}")
 
 
-def simulated(asked, settings, host=None, policy=None, slo=None, **limits):
+def simulated(asked, settings, host=None, policy=None, slo=None, speculation=None, **limits):
     stage = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])[0]
     times = Times()
-    view = TokenView(
+    kind = AdapterView if "max_loras" in limits else TokenView if speculation is None else SpeculativeView
+    view = kind(
         stage,
         EngineLimits(**settings, whole_prompt=True, **limits),
         estimate_prefill=times.prefill,
@@ -123,7 +127,9 @@ def simulated(asked, settings, host=None, policy=None, slo=None, **limits):
     )
     log = Steps()
     executor = SimExecutor(lambda worker: TokenTiming(times))
-    loop = ServingLoop([stage], [TokenWorker(stage, policy or VLLMV1(), view, host=host)], executor, log)
+    worker = TokenWorker(stage, policy or VLLMV1(), view, host=host)
+    worker.speculation = speculation
+    loop = ServingLoop([stage], [worker], executor, log)
     play(loop, map(request_of, asked))
     executor.run_until_idle()
     return log

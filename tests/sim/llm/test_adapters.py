@@ -9,14 +9,17 @@ from engines import Anything, Linear, Served, Told, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import BadInput
-from servetwin.core.llm import ALL, EngineLimits, Step, TokenRequest
+from servetwin.core.llm import ALL, EngineLimits, PromptContent, SessionContent, Step, TokenRequest
 from servetwin.core.llm.metrics import StageTokens
+from servetwin.core.llm.serving.worker import Host
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.profiles.llm.adapter_steps import AdapterSteps
-from test_engine_invariants import SLO
+from test_engine_invariants import SLO, workloads
+from test_engine_invariants import rows as rows_of
+from test_prefix_caching import contents
 
 ADAPTERS = tuple((name, f"adapter of {name}") for name in "abcd")  # class z has none
 LOAD = 0.07
@@ -150,6 +153,76 @@ def test_no_step_has_more_adapters_whatever_a_policy_does(name: str, seed: int) 
     assert len(served.log.ends) == 16
 
 
+AHEAD = Host(lambda sequences: 0.0, 0.0, ahead=True)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    workload=workloads,
+    prefixes=st.lists(contents, min_size=1, max_size=8),
+    names=st.lists(st.sampled_from("abcdz"), min_size=1, max_size=8),
+    most=st.integers(1, 3),
+    host=st.sampled_from([None, AHEAD]),
+    caching=st.booleans(),
+    seed=st.integers(0, 9),
+)
+@pytest.mark.parametrize("name", ["anything", "vllm-v1", "neustream-llm"])
+def test_the_invariants_with_a_prefix_cache_and_a_step_ahead(
+    name: str,
+    workload: list,
+    prefixes: list,
+    names: list[str],
+    most: int,
+    host: Host | None,
+    caching: bool,
+    seed: int,
+) -> None:
+    policy = {**POLICIES, "vllm-v1": lambda seed: VLLMV1()}[name](seed)
+    sent = of_classes(rows_of(workload), [names[i % len(names)] for i in range(len(workload))])
+    for request in sent:
+        content = prefixes[request.id % len(prefixes)]
+        request.prefix = None if content is None else {"llm": content}
+    limits = {"blocks": 30, "block_size": 8, "max_batched_tokens": 96}
+    served = adapted(policy, sent, most, host=host, enable_prefix_caching=caching, slo=SLO, **limits)
+    engine = served.loop.workers[0].engine
+    assert len(served.log.ends) == len(sent)
+    assert len(engine.loaded) <= most
+    assert not engine.passed.keys() & {task for request in sent for task in request.tasks}
+
+
+def test_nothing_is_found_that_another_adapter_computed() -> None:
+    sent = of_classes([(5.0 * i, 50, 2) for i in range(5)], "abazb")
+    for request in sent:
+        request.prefix = {"llm": PromptContent(("system",), 48)}
+    served = adapted(VLLMV1(), sent, 4, enable_prefix_caching=True, block_size=16)
+    assert [request.tasks[0].cached_tokens for request in served.requests] == [0, 0, 48, 0, 48]
+    worker = served.loop.workers[0]
+    assert [worker.finds()(request) for request in sent] == [48] * 5
+    sent[0].class_name = "c"
+    assert worker.finds()(sent[0]) == 0
+
+
+def test_a_turn_finds_what_its_session_said_with_its_adapter() -> None:
+    sent = of_classes([(0.0, 40, 9), (5.0, 90, 3)], "aa")
+    history = SessionContent(0)
+    for request in sent:
+        request.prefix = {"llm": history}
+    served = adapted(VLLMV1(), sent, 1, enable_prefix_caching=True, block_size=16)
+    assert served.requests[1].tasks[0].cached_tokens == 48  # of 40 + 9, of which the last was never computed
+    summary = StageTokens(None)
+    for request in served.requests:
+        summary.ended(request.tasks[0])
+    assert {"adapter_loads": 1, "prefix_cache_hits": 48}.items() <= summary.as_dict(1.0).items()
+
+
+def test_the_adapter_of_one_whose_last_token_is_in_flight_makes_room() -> None:
+    """As in vLLM: it is in no further step, so another may be in its place before its token is out."""
+    sent = of_classes([(0.0, 10, 2), (0.01, 10, 2)], "ab")
+    served = adapted(VLLMV1(), sent, 1, host=AHEAD)
+    first, second = [request.tasks[0] for request in served.requests]
+    assert second.started < first.finished
+
+
 def test_a_policy_sees_adapters_and_cannot_exceed_them() -> None:
     seen: list[str | None] = []
 
@@ -178,7 +251,11 @@ def test_all_steps_take_longer() -> None:
     [
         ({"max_loras": -1}, "max_loras is -1"),
         ({"adapters": ADAPTERS}, "max_loras is 0"),
-        ({"max_loras": 1, "enable_prefix_caching": True}, "what enable_prefix_caching does with adapters"),
+        ({"max_loras": 1, "keep_freed": True}, "what keep_freed does with adapters"),
+        (
+            {"max_loras": 1, "enable_prefix_caching": True, "host_blocks": 9},
+            "what host_blocks does with adapters",
+        ),
         ({"max_loras": 1, "num_speculative_tokens": 1}, "what num_speculative_tokens does with adapters"),
     ],
 )

@@ -10,13 +10,16 @@ from engines import Anything, Linear, Served, requests, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import BadInput
-from servetwin.core.llm import EngineLimits, TokenRequest
+from servetwin.core.llm import EngineLimits, SessionContent, TokenRequest
 from servetwin.core.llm.metrics import StageTokens
 from servetwin.core.llm.speculation import Speculation
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.profiles.llm.speculative_steps import SpeculativeSteps, StatedDrafts
+from test_engine_invariants import rows as rows_of
+from test_engine_invariants import workloads
+from test_prefix_caching import contents
 
 
 def by_hand(
@@ -149,6 +152,43 @@ def test_whatever_a_policy_does_the_invariants_hold(seed: int) -> None:
         sent, Speculation(2, (0.7, 0.7), 2 * (seed % 2)), Linear(), Anything(seed), blocks=25, block_size=8,
         max_batched_tokens=96, max_sequences=20,
     )  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    workload=workloads,
+    prefixes=st.lists(contents, min_size=1, max_size=8),
+    speculation=st.builds(
+        Speculation, st.just(2), st.just((0.7, 0.7)), st.sampled_from([0, 2]), st.just(1), st.booleans()
+    ),
+    seed=st.integers(0, 9),
+)
+@pytest.mark.parametrize("name", ["anything", "vllm-v1", "sarathi", "vllm"])
+def test_the_invariants_with_a_prefix_cache(
+    name: str, workload: list, prefixes: list, speculation: Speculation, seed: int
+) -> None:
+    policies = {"anything": Anything(seed), "vllm-v1": VLLMV1(), "sarathi": Sarathi(64), "vllm": VLLM()}
+    sent = requests(*rows_of(workload))
+    for request in sent:
+        content = prefixes[request.id % len(prefixes)]
+        request.prefix = None if content is None else {"llm": content}
+    limits = {"blocks": 30, "block_size": 8, "max_batched_tokens": 96, "max_sequences": 20}
+    served = simulated(sent, speculation, Linear(), policies[name], enable_prefix_caching=True, **limits)
+    engine = served.loop.workers[0].engine
+    assert engine.cache.free == engine.view.free_blocks == 30
+    assert not {**engine.held, **engine.gained, **engine.tables}
+
+
+def test_what_the_last_step_gave_is_not_found_again() -> None:
+    """A session's next turn finds full blocks of what was known when the last step was decided: the four tokens
+    that this gave were never known to a later one."""
+    sent = requests((0.0, 8, 9), (9.0, 40, 2))
+    history = SessionContent(0)
+    for request in sent:
+        request.prefix = {"llm": history}
+    made = Speculation(3, (1.0,) * 3)
+    served = simulated(sent, made, Linear(), enable_prefix_caching=True, block_size=4, blocks=99)
+    assert served.requests[1].tasks[0].cached_tokens == 12  # known: 8 + 5; all 16 computed would be four blocks
 
 
 @pytest.mark.parametrize("p", [0.3, 0.8])
