@@ -1,12 +1,13 @@
 """Validation runs with requests of three sizes: a profile of a model at all of them, predictions, then runs.
 
-    python tests/real/diffusion/shapes_campaign.py run --device cuda:0 --out DIR --seconds 570 [--pack $OUT] [--only RUN,RUN] MODEL ...
+    python tests/real/diffusion/shapes_campaign.py run --device cuda:0 --out DIR --seconds 570 [--pack $OUT] MODEL ...
     python tests/real/diffusion/shapes_campaign.py replay DIR          # anywhere: real beside predicted
 
 Everything is done by what users have: `measure`, experiments, `Backend`. The profile is taken once, before the runs,
 and what the simulation makes of each planned run is written down (``predicted.json``) before the first of them. The
 knee is where it meets `AIM` of the requests under NeuStream; loads are multiples of that rate. Who runs it again with
-the same DIR goes on where it stood: a profile that is there is used, runs that have ended are not made again.
+the same DIR goes on where it stood: a profile that is there is used, runs that have ended are not made again;
+``--only`` names those to be made.
 `servetwin score DIR/MODEL/runs` then simulates each run from the arrivals that it really had; runs name their profile
 by its whole path, so they are unpacked to the same DIR.
 """
