@@ -19,14 +19,18 @@ class Repeat:
     """A policy's promise that it would decide the same again: a simulator may then take many iterations as one event.
 
     The decision stands for *times* iterations in all, as long as no request arrives, ends or changes and, after *j*
-    of them, the time is below ``limit + j * drift``. It is a permission: whoever runs the batch may stop after any
+    of them, the time is below ``limit + j * drift`` and none has taken more than *longest* seconds (as
+    `TokenView.last_step` tells it; for workers that are no engines of language models such a decision stands for one
+    iteration). It is a permission: whoever runs the batch may stop after any
     iteration and ask again, and must get the same answer as if it had asked after each.
     """
 
-    __slots__ = ("drift", "limit", "times")
+    __slots__ = ("drift", "limit", "longest", "times")
 
-    def __init__(self, times: int, limit: float = float("inf"), drift: float = 0.0) -> None:
-        self.times, self.limit, self.drift = times, limit, drift
+    def __init__(
+        self, times: int, limit: float = float("inf"), drift: float = 0.0, longest: float = float("inf")
+    ) -> None:
+        self.times, self.limit, self.drift, self.longest = times, limit, drift, longest
 
 
 class Decision:

@@ -126,7 +126,7 @@ def check_repeat(policy: object, repeat: Any) -> None:
         raise fault(policy, f"repeat of its decision is {shown(repeat)}", "a Repeat")
     if type(repeat.times) is not int or repeat.times < 1:
         raise fault(policy, f"it repeats its decision {shown(repeat.times)} times", "an int from 1")
-    for name in ("limit", "drift"):
+    for name in ("limit", "drift", "longest"):
         value = getattr(repeat, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise fault(policy, f"{name} of its Repeat is {shown(value)}", "seconds, a float")

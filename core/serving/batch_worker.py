@@ -15,6 +15,7 @@ start of k+1 and can first be scheduled for k+2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from operator import itemgetter
 
 from ..errors import PolicyFault
@@ -228,8 +229,9 @@ class BatchWorker(Worker):
             times = decision.repeat.times
             if type(times) is not int or times < 1:
                 check_repeat(self.policy, decision.repeat)
-            batch.times = times if times < least else least
-            batch.last = least
+            if decision.repeat.longest == inf:
+                batch.times = times if times < least else least
+                batch.last = least
         if view.in_flight is None:
             self._launch(batch)
         else:

@@ -7,6 +7,7 @@ asked at every step, and holds what it then says against what it had promised (`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from ..errors import PolicyFault
@@ -167,6 +168,8 @@ class _Word:
         if {*waiting, *running} != self.here or self.times >= self.repeat.times:
             return False
         if not now < self.repeat.limit + self.times * self.repeat.drift:
+            return False
+        if self.repeat.longest < inf and not (self.tokens and view.last_step <= self.repeat.longest):
             return False
         self.times += 1
         said = answer_of(decision)

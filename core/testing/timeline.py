@@ -197,9 +197,10 @@ def play(
     """Serve *scenario* under *policy* to its end, under all invariants; gives what ran when.
 
     *policy* is a policy, or its class, or a function that makes one. Of a `Policy` the scenario holds `Job`s (or
-    numbers of iterations), and *more* are *seconds*, *limit*, *loop*, *then* and *slo_factor* as in `FakeWorker`; or
-    *system* says what is served, where *policy* must be a class or function, as each worker has its own. Of a
-    `TokenPolicy` it holds `Prompt`s (or numbers of tokens), and *more* is as in `FakeEngine`.
+    numbers of iterations), and *more* are *seconds*, *limit*, *loop*, *then* and *slo_factor* as in `FakeWorker`, and
+    *gpus* and *change* of a group of devices as in `System`; or *system* says what is served, where *policy* must be
+    a class or function, as each worker has its own. Of a `TokenPolicy` it holds `Prompt`s (or numbers of tokens), and
+    *more* is as in `FakeEngine`.
 
     Raises `PolicyFault` or `InvariantBroken` if the policy decides what it must not, or never ends; `BadInput` if the
     scenario makes no sense.

@@ -35,6 +35,7 @@ def process(arguments: Sequence[str], cache: Path) -> Cost:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wall = time.perf_counter()
     environment = {**os.environ, "SERVETWIN_CACHE": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process would compile all modules anew
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     took = time.perf_counter() - wall
     if done.returncode:

@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, int, dict[str, object]]] = {
         f"{policy} at {rate}/s, a step ahead": ("opt-13b-h100-async", 1500, {"policy": policy, "rate": float(rate)})
         for policy, rate in (("vllm-v1", 4), ("vllm-v1", 12), ("vllm-v1", 24), ("neustream-llm", 4), ("sarathi", 4))
     },
+    "MatPlotAgent, four engines": ("matplotagent-rtx4090", 300, {}),
     "vllm-v1, long outputs, a step ahead": (
         "opt-13b-h100-async",
         1000,

@@ -170,7 +170,7 @@ class NeuStream(Policy):
         if not late:
             return []
         drop, self.next_drop = expired(now, self.step, self.fresh, self.aged)
-        self._changed(less=True)
+        self._changed(less=bool(drop))
         return drop
 
     def _joined(self, size: int) -> list[Task] | None:

@@ -35,6 +35,10 @@ class Sums:
             if spare < self.spare:
                 self.spare = spare
 
+    def hopeless_from(self, beta: float) -> float:
+        """When the first of them becomes hopeless where a decode step leaves *beta* seconds."""
+        return min([due + left * beta - alone for _, _, left, due, _, alone in self.facts])
+
     def added_up(self) -> tuple[list[int], list[int], list[int]]:
         """Of the first, the first two and so on: the lengths as priced, their squares, and the lengths in all."""
         if self.contexts is None:

@@ -81,6 +81,7 @@ class NeuStreamLLM(TokenPolicy):
             raise BadInput("neustream-llm needs deadlines of tokens", where=view.name, right="an SLO such as 3+1.5")
         self.slo = view.slo
         self.base = self.b0 if self.b0 is not None else 1.1 * view.slo.d0
+        self.pending_stays = not (view.limits.keep_freed or view.limits.enable_prefix_caching)
         self.waits = WaitingOrder(self._look, fixed=not view.limits.keep_freed)
         self.runs = NextTokens(view.slo, self.lenient_steps if self.lenient == "all" else 0, 0.02 * self.base)
         self.facts: dict[TokenTask, Fact] = {}
@@ -104,7 +105,9 @@ class NeuStreamLLM(TokenPolicy):
             chosen = ordered.order[: self._largest(ordered, beta, view, now)]
             self.waits.settle()
         prefill = view.admissible([(task, task.pending) for task in chosen]) if chosen else []
-        return Step(prefill, drop=drop) if prefill else Step(decode=ALL, drop=drop) if drop else WAIT
+        if prefill or drop:
+            return Step(prefill, () if prefill else ALL, drop=drop)
+        return self._wait(queue, view) if chosen and view.running and self.pending_stays else WAIT
 
     def _length(self, task: TokenTask) -> int:
         """The tokens that its prefill computes, as the policy counts them."""
@@ -165,6 +168,13 @@ class NeuStreamLLM(TokenPolicy):
         return seconds
 
     # -- speed only: what has been found is kept until it changes -------------------------------------------
+
+    def _wait(self, queue: Sums, view: TokenView) -> Step:
+        """All decode, as the first of *queue* does not fit. Nor will it until somebody ends, so this is said again
+        until somebody is hopeless, or the last decode step, by which lenience goes, has taken much longer."""
+        longest = max(1.25 * view.last_decode, self.base)
+        limit = queue.hopeless_from(self.slo.decode_scale * self.base - longest) - 1e-5
+        return Step(decode=ALL, repeat=Repeat(sys.maxsize, limit, longest=longest))
 
     def _queue(self, view: TokenView) -> Sums:
         if self.waits.follow(view.waiting) or self.batch_cost == "queue":

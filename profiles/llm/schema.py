@@ -233,7 +233,7 @@ class TokenModel(Strict):
     prefill: PrefillData
     line: DecodeLine | None = None
     surface: DecodeSurface | None = None
-    mixed: Mixed = Mixed()
+    mixed: Mixed = Field(default_factory=Mixed)  # made when it is wanted: no run of diffusion models has one
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

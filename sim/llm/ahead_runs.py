@@ -81,6 +81,8 @@ class AheadRuns:
         assert repeat is not None
         if repeat.times < 1:
             check_repeat(engine.worker.policy, repeat)
+        if repeat.longest < NEVER:
+            return None
         view = engine.view
         times = min(repeat.times, engine.leaving[0] - engine.tick - 1)  # the step after that is somebody's last
         if (view.free_blocks - engine.headroom) * engine.size < view.decoding * (times + engine.size - 1):

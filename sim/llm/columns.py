@@ -148,6 +148,7 @@ class Columns(ColumnRequests):
         view = engine.view
         if (
             step.repeat is None
+            or step.repeat.longest < NEVER
             or type(step.standing) not in (bool, Fill)
             or view.waiting
             or engine.worker.inbox

@@ -151,7 +151,7 @@ class TokenLane(Moment):
             horizon = self.next_time()
             repeat = batch.repeat
             assert repeat is not None
-            if draw is not None or batch.keep_ends or repeat.drift or until < NEVER:
+            if draw is not None or batch.keep_ends or repeat.drift or until < NEVER or repeat.longest < NEVER:
                 before, end = self._run_on(batch, end, gap, horizon)
             else:
                 if repeat.limit < horizon:
@@ -173,12 +173,12 @@ class TokenLane(Moment):
         """Likewise, if steps are drawn, ends kept, or not all on one line. Gives the last two ends."""
         repeat, times, size, context, draw = batch.repeat, batch.times, batch.size, batch.context, self.draw
         assert repeat is not None
-        limit, drift, sure = repeat.limit, repeat.drift, self.sure
+        limit, drift, longest, sure = repeat.limit, repeat.drift, repeat.longest, self.sure
         a, b, until = self.straight(size, context)
         before = batch.start
         count = 1
         ends = [end]
-        while count < times and end < horizon and end < limit + count * drift:
+        while count < times and end < horizon and end < limit + count * drift and end - before <= longest:
             context += size
             if context >= until:
                 if end >= sure:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from servetwin.core.llm import EarliestDue, WaitingOrder, queue_order
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.loading import load
+from servetwin.policies.llm import neustream_llm
+from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 
 
 def anew(patch: pytest.MonkeyPatch) -> None:
@@ -27,6 +29,7 @@ def anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WaitingOrder, "follow", follow)
     patch.setattr(WaitingOrder, "settle", settle)
     patch.setattr(WaitingOrder, "queue", lambda self: getattr(self, "kept", []))
+    patch.setattr(NeuStreamLLM, "_wait", lambda self, *asked: neustream_llm.WAIT)
     patch.setattr(EarliestDue, "earliest", lambda self, running, *_: min([self.due(task)[0] for task in running]))
 
 

@@ -95,6 +95,8 @@ def slow(name: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(LLM[name], "decode_on", lambda *rule: Step(decode=ALL))
     elif name in LLM:
         patch.setattr(LLM[name], "DECODE", Step(decode=ALL))
+        if name == "neustream-llm":
+            patch.setattr(neustream_llm.NeuStreamLLM, "_wait", lambda self, *asked: neustream_llm.WAIT)
     elif name == "slack-or-neustream":  # with SLOs of three times the time alone
         patch.setattr(slack_batch.SlackBatch, "_repeat", lambda self, *asked: None)
     elif name != "neustream":

@@ -41,6 +41,17 @@ def test_noise_is_a_factor_on_each_iteration() -> None:
     assert ends(one_stage(together, requests(0.0, steps=3), timing=timing), "m") == [3.5]
 
 
+def test_a_word_about_long_iterations_stands_for_one() -> None:
+    asked = []
+
+    def decide(view, now) -> Decision:
+        asked.append(now)
+        return Decision(list(view.running or view.waiting), repeat=Repeat(9, longest=5.0))
+
+    assert ends(one_stage(Script(decide), requests(0.0, steps=3), timing=TableTiming([NAN, 1.0])), "m") == [3.0]
+    assert asked == [0.0, 1.0, 2.0, 3.0]
+
+
 # -- contention -----------------------------------------------------------------------------------------------
 
 

@@ -221,6 +221,11 @@ TOKEN_ANSWERS = {
     "no tasks": ("return Step([(1, 2)])", "prefill of its decision holds 1"),
     "decoding what waits": ("return Step(decode=[*view.waiting])", "which is not decoding"),
     "preempting what waits": ("return Step(preempt=[*view.waiting])", "which is not running"),
+    "a Repeat in words": (
+        "fits = view.admissible([(t, t.pending) for t in view.waiting]); "
+        "return Step(fits) if fits else Step(decode=ALL, repeat=Repeat(9, longest='soon'))",
+        "longest of its Repeat is 'soon'",
+    ),
     "nanoseconds": ("return Step(idle_until=now + 1e-9)", "it idled 10000 times on end"),
     "a time in words": ("return Step(idle_until='soon')", "it idles until 'soon'"),
     "never": ("return Step()", "never ended"),

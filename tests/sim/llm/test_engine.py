@@ -7,6 +7,8 @@ import sys
 
 import pytest
 from engines import Linear, SteppingTokens, requests, serve
+from servetwin.core import Repeat
+from servetwin.core.llm import ALL, Step, TokenPolicy, TokenView
 from servetwin.core.llm.serving.worker import Host
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
@@ -131,3 +133,28 @@ def test_the_host_takes_requests_in_between_two_steps():
     # and then the one of 5.9; both are prefilled from 7 to 11, and the last token is out at 12.25.
     assert served.log.steps == [(4.5, [(0, 4)], 0), (5.75, [], 1), (11.0, [(1, 2), (2, 2)], 0), (12.25, [], 1)]
     assert served.log.tokens == {0: [[4.5, 5.75, 12.25]], 1: [[11.0]], 2: [[11.0]]}
+
+
+@pytest.mark.parametrize("slow", [1.0, 3.0])
+def test_a_word_that_stands_while_steps_are_short_ends_with_a_long_one(slow):
+    class Hasty(TokenPolicy):
+        """All decode, until a step took more than 60 ms: then the last of them is dropped."""
+
+        asked = 0
+
+        def decide(self, view: TokenView, now: float) -> Step:
+            self.asked += 1
+            prefill = view.admissible([(task, task.pending) for task in view.waiting])
+            if prefill:
+                return Step(prefill)
+            drop = [[*view.running][-1]] if view.last_decode > 0.06 and len(view.running) > 1 else []
+            return Step(decode=ALL, drop=drop, repeat=None if drop else Repeat(100, longest=0.06))
+
+    found, policies = [], [Hasty(), Hasty()]
+    for policy in (policies[0], SteppingTokens(policies[1])):
+        noise = iter([1.0] * 9 + [slow] + [1.0] * 99)
+        served = serve(policy, requests((0.0, 100, 40), (0.0, 100, 40)), draw=lambda noise=noise: next(noise))
+        found.append((served.log.steps, served.log.ends))
+    assert found[0] == found[1]
+    assert any(outcome == "dropped" for _, outcome, _ in found[0][1]) == (slow > 1)
+    assert policies[0].asked < policies[1].asked / 8
