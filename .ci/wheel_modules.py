@@ -9,7 +9,7 @@ import servetwin
 
 #: What may be missing, by the package or module that wants it.
 MAY_WANT = {
-    "servetwin.real.": {"torch", "vllm", "diffusers", "transformers"},
+    "servetwin.real.": {"torch", "vllm", "vllm_omni", "diffusers", "transformers"},
     "servetwin.pytest_plugin": {"pytest"},
 }
 

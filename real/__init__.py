@@ -10,6 +10,8 @@ Models need the extra ``[diffusion]`` (torch, diffusers, transformers): without 
 `client`            the open loop that sends requests, in a process of its own
 `cpu_affinity`      a core of its own for the thread that serves
 `diffusion`         models on devices: networks, CUDA graphs, lanes, profiler
+`omni`              vllm-omni's diffusion engine under our policies
+`policy_files`      policies by name, for the schedulers of other servers
 `vllm`              language models by vLLM under our policies, and their profiler
 `tools`             scripts in a sandbox
 ==================  =======================================================================

@@ -20,6 +20,7 @@ from .group_lane import GroupLane
 from .llm.async_lane import AheadLane
 from .llm.lane import TokenLane, TokenTiming
 from .llm.look_ahead_lane import LookAheadLane
+from .llm.pipeline_lane import PipelineLane
 from .llm.shared_lane import EngineRates, SharedTokenLane
 from .pool_lane import CallTimes, PoolLane
 from .time.calendar import Calendar, Timer
@@ -151,6 +152,8 @@ class SimExecutor:
             assert isinstance(timing, TokenTiming)
             if worker.name in self._engines:
                 return self._share(worker, timing).run
+            if worker.host is not None and worker.stages is not None:
+                return PipelineLane(self.calendar, timing, worker.host, worker.stages).run
             if worker.host is not None and worker.host.ahead:
                 return AheadLane(self.calendar, timing, worker.host).run
             if self.looks_ahead:

@@ -11,9 +11,9 @@ from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import ALL, EngineLimits, Step, TokenPolicy, TokenRequest, TokenSLO, TokenView
 from servetwin.core.llm.batch import TokenBatch
-from servetwin.core.llm.serving.adapter_engine import AdapterView
-from servetwin.core.llm.serving.worker import Host, TokenWorker
-from servetwin.core.llm.speculation import Speculation, SpeculativeView
+from servetwin.core.llm.serving.host import Stages
+from servetwin.core.llm.serving.worker import Host, TokenWorker, kind_of_view
+from servetwin.core.llm.speculation import Speculation
 from servetwin.core.records import request_record
 from servetwin.core.serving.client import play
 from servetwin.sim import SimExecutor
@@ -123,8 +123,7 @@ def requests(*rows: tuple[float, int, int], limit: int | None = None) -> list[To
 
 def view_of(times: Linear, limits: EngineLimits, slo: TokenSLO | None = None, module: str = "llm") -> TokenView:
     (stage,) = Pipeline([Module(module, loop=True)], []).stages([[module]])
-    kind = AdapterView if limits.max_loras else SpeculativeView if limits.num_speculative_tokens else TokenView
-    return kind(
+    return kind_of_view(limits)(
         stage,
         limits,
         estimate_prefill=times.prefill,
@@ -165,6 +164,7 @@ def serve(
     recent_load=None,
     log: Log | None = None,
     speculation: Speculation | None = None,
+    stages: Stages | None = None,
     **limits,
 ) -> Served:
     """Serve *sent* on one engine to the end, in simulated time, under the invariants."""
@@ -173,7 +173,7 @@ def serve(
     drafts = speculation.drafts if speculation is not None else 0
     view = view_of(times, EngineLimits(**{"blocks": 1000, "num_speculative_tokens": drafts, **limits}), slo)
     worker = TokenWorker(view.stage, policy, view, host=host)
-    worker.speculation = speculation
+    worker.speculation, worker.stages = speculation, stages
     executor = SimExecutor(lambda worker: TokenTiming(times, draw, swap, stalls=stalls, recent_load=recent_load))
     log = log or Log()
     checker = InvariantChecker(log)

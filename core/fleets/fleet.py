@@ -111,7 +111,10 @@ class Fleet:
 
     def arrived(self, request: Request) -> None:
         """*request* has been sent."""
-        self.recent.arrived(self.loop.now())
+        now = self.loop.now()
+        self.recent.arrived(now)
+        if self.rules.every is not None and self._asking is None:
+            self._ask_at(now)  # nothing was there, and nothing was to come
         self._something_happened()
 
     def ended(self, request: Request, now: float) -> None:
@@ -122,6 +125,7 @@ class Fleet:
         self._something_happened()
         if self._asking is not None and self.rules.every is not None and not self._goes_on():
             self._asking.cancel()
+            self._asking = None
 
     def moved(self) -> None:
         """A request has left a worker."""

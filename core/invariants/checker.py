@@ -40,7 +40,7 @@ from ..serving.loop import ServingLoop
 from ..serving.pool import ManyInFlight, Pool
 from ..serving.worker import Worker
 from ..slo import latest
-from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PrefillCheck, SpeculativeCheck
+from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PipelineCheck, PrefillCheck, SpeculativeCheck
 from .record_checker import FINISHED, check_ends, check_order, check_records
 
 __all__ = ["INVARIANTS", "InvariantChecker", "check_records"]
@@ -445,10 +445,13 @@ class WatchedEngine(WatchedWorker):
     def __init__(self, worker: TokenWorker, checker: InvariantChecker) -> None:
         super().__init__(worker, checker)
         ahead = worker.host is not None and worker.host.ahead
-        self.most = 2 if ahead else 1  # steps in flight
+        stages = worker.view.limits.pipeline_parallel_size
+        self.most = stages if stages > 1 else 2 if ahead else 1  # steps in flight
         self.check = AheadCheck(worker, checker.asked) if ahead else EngineCheck(worker, checker.asked)
         if worker.speculation is not None:
             self.check = SpeculativeCheck(worker, checker.asked)
+        if stages > 1:
+            self.check = PipelineCheck(worker, checker.asked)
         if worker.role != "both":
             kind = PrefillCheck if worker.role == "prefill" else DecodeCheck
             self.check = kind(worker, checker.asked, checker.tokens)

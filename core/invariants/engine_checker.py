@@ -175,6 +175,18 @@ class AheadCheck(EngineCheck):
         return super().put_out(task) - lost
 
 
+class PipelineCheck(AheadCheck):
+    """Likewise, of an engine with stages: who has a token in flight is in no other step."""
+
+    def spent(self, task: TokenTask) -> bool:
+        return any(task in flight for flight in self.flights)
+
+    def started(self, batch: TokenBatch) -> None:
+        if twice := [task for task in batch.tasks if self.spent(task)]:
+            raise broken(4, f"{batch} has {twice[0]}, of which a token is in flight")
+        super().started(batch)
+
+
 class SpeculativeCheck(EngineCheck):
     """Likewise, of an engine that drafts tokens: a step gives each that decodes one token, and its drafts at most;
     memory is taken for all of them."""

@@ -27,7 +27,8 @@ class EngineLimits:
     *num_speculative_tokens* so many drafts are verified of each that decodes (`servetwin.core.llm.speculation`). With
     *host_blocks* the prefix cache has so many more in host memory (`servetwin.core.llm.host_tier`). With
     *max_loras* the requests that run have so many *adapters* at most, of which each class has one
-    (`servetwin.core.llm.serving.adapter_engine`).
+    (`servetwin.core.llm.serving.adapter_engine`). With *pipeline_parallel_size* stages as many steps are in flight
+    (`servetwin.core.llm.serving.pipeline_engine`).
     """
 
     blocks: int
@@ -45,6 +46,7 @@ class EngineLimits:
     host_blocks: int = 0
     max_loras: int = 0
     adapters: tuple[tuple[str, str], ...] = ()
+    pipeline_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         for name in ("blocks", "block_size", "max_batched_tokens", "max_sequences"):
@@ -66,6 +68,7 @@ class EngineLimits:
             raise BadInput(f"host_blocks is {self.host_blocks}", right="0, or 1 or more with enable_prefix_caching")
         self._check_speculation()
         self._check_adapters()
+        self._check_stages()
         if self.stamp not in ("sent", "seen"):
             raise BadInput(f"stamp is {self.stamp!r}", right="'sent' or 'seen'")
 
@@ -82,6 +85,17 @@ class EngineLimits:
         if self.max_loras:
             others = {"num_speculative_tokens": self.num_speculative_tokens > 0, "host_blocks": self.host_blocks > 0}
             self._check_alone("with adapters", others)
+
+    def _check_stages(self) -> None:
+        if self.pipeline_parallel_size < 1:
+            raise BadInput(f"pipeline_parallel_size is {self.pipeline_parallel_size}", right="1 or more")
+        if self.pipeline_parallel_size > 1:
+            others = {
+                "num_speculative_tokens": self.num_speculative_tokens > 0,
+                "max_loras": self.max_loras > 0,
+                "host_blocks": self.host_blocks > 0,
+            }
+            self._check_alone("in a pipeline", others)
 
     def _check_alone(self, place: str, others: Mapping[str, bool]) -> None:
         """Raise `BadInput` if an option is set of which nobody knows what it does in that *place*: one of *others*,

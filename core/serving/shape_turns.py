@@ -150,8 +150,13 @@ class ShapeTurns(Policy):
         self.groups: dict[Shape | None, _Group] = {}
 
     def start(self, view: WorkerView) -> None:
+        self.view = view
         for shape in self.shapes:
-            self.groups[shape] = _Group(self.make() if self.groups else self.inner, view, shape)
+            self.add(shape)
+
+    def add(self, shape: Shape) -> None:
+        """Requests of that *shape* may come from now on."""
+        self.groups[shape] = _Group(self.make() if self.groups else self.inner, self.view, shape)
 
     def group(self, shape: Shape | None) -> _Group:
         """That of *shape*. Raises `BadInput` if it was not named before the run."""

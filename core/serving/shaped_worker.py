@@ -36,11 +36,15 @@ class ShapedView(WorkerView):
     ) -> None:
         usual = next(iter(estimates.values()))
         super().__init__(stage, usual, limit=max(limits.values()), name=name, slo_factor=slo_factor)
-        self.limits = dict(limits)
-        self.views = {
-            shape: WorkerView(stage, estimate, limit=limits[shape], name=self.name, slo_factor=slo_factor)
-            for shape, estimate in estimates.items()
-        }
+        self.limits: dict[Shape, int] = {}
+        self.views: dict[Shape, WorkerView] = {}
+        for shape, estimate in estimates.items():
+            self.add(shape, estimate, limits[shape])
+
+    def add(self, shape: Shape, estimate: Estimate, limit: int) -> None:
+        """Requests of that *shape* may come from now on, in batches of up to *limit*."""
+        self.limits[shape] = limit
+        self.views[shape] = WorkerView(self.stage, estimate, limit=limit, name=self.name, slo_factor=self.slo_factor)
 
     def estimate(self, module: str, batch: int, shape: Shape | None = None) -> float:
         return self._estimate(module, batch) if shape is None else self.views[shape].estimate(module, batch)

@@ -116,6 +116,7 @@ class Scaling(Protocol):
     """Lets workers come and go (`servetwin.core.fleets.fleet.Fleet`)."""
 
     scaler: Any  #: who says how many there should be
+    changes: list[tuple[float, int, Any]]  #: when which replica came to be in which state
 
     def attach(self, loop: Any) -> None:
         """Work for *loop*, before anything arrives."""

@@ -31,10 +31,8 @@ from servetwin.core import (
 )
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.group_metrics import StepQuality
-from servetwin.core.llm import TokenPolicy, TokenSLO, TokenView
-from servetwin.core.llm.serving.adapter_engine import AdapterView
-from servetwin.core.llm.serving.worker import TokenWorker
-from servetwin.core.llm.speculation import SpeculativeView
+from servetwin.core.llm import TokenPolicy, TokenSLO
+from servetwin.core.llm.serving.worker import TokenWorker, kind_of_view
 from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
@@ -113,6 +111,9 @@ class Run:
         if fleet is not None:
             lasted = summary.first_arrival or 0.0, summary.last_end
             summary.input["fleet"], held_for = fleet.summary(*lasted), fleet.held(*lasted)
+            if isinstance(self.recorder, RunFolder):
+                lines = [json.dumps({"at": at, "replica": n + 1, "state": state}) for at, n, state in fleet.changes]
+                (self.recorder.folder / "fleet.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
@@ -342,8 +343,7 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             if spec.engine is not None and spec.engine.options:
                 plans = engine_options.planned(spec, experiment, profiles, plans)
             promised = (profile,) if spec.role is None else handovers.profiles_by_role(experiment, spec, profiles)
-            view_kind = AdapterView if settings.limits.max_loras else TokenView
-            engine_view = (SpeculativeView if settings.limits.num_speculative_tokens else view_kind)(
+            engine_view = kind_of_view(settings.limits)(
                 stage,
                 settings.limits,
                 estimate_prefill=plans.prefill,
@@ -352,11 +352,14 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
                 slo=cast("TokenSLO | None", deadlines_of(experiment, *promised)),
                 name=spec.name or "",
             )
-            host = host_ahead(profile, costs=experiment.time.costs) if settings.asynchronous else None
+            ahead = settings.asynchronous or settings.limits.pipeline_parallel_size > 1
+            host = host_ahead(profile, costs=experiment.time.costs) if ahead else None
             role = spec.role or "both"
             engine = TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role)
             if spec.engine is not None and spec.engine.speculative_config is not None:
                 engine.speculation = engine_options.speculation_of(spec.engine.speculative_config, experiment.seed)
+            if spec.engine is not None and spec.engine.pipeline_parallel is not None:
+                engine.stages = engine_options.stages_of(spec.engine.pipeline_parallel, experiment, profile)
             workers.append(engine)
             continue
         if isinstance(policy, TokenPolicy):

@@ -12,8 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput
+from servetwin.core.llm.serving.host import Stages
 from servetwin.core.llm.speculation import Speculation
 from servetwin.profiles.llm.adapter_steps import AdapterSteps
+from servetwin.profiles.llm.architectures import architecture
 from servetwin.profiles.llm.kv_fp8 import Fp8Table
 from servetwin.profiles.llm.schema import KINDS_OF_TABLE
 from servetwin.profiles.llm.speculative_steps import (
@@ -23,16 +25,16 @@ from servetwin.profiles.llm.speculative_steps import (
     StatedDrafts,
     Steps,
 )
-from servetwin.profiles.tables.costs import DRAFT, FP8_KV, LORA_LOAD, LORA_SLOWDOWN, SWAP
+from servetwin.profiles.tables.costs import DRAFT, FP8_KV, HOP, LORA_LOAD, LORA_SLOWDOWN, SWAP
 
 from ..registry import policy_registry
 from ..spec.experiment import Experiment, PolicySpec, WorkerSpec
-from ..spec.llm import EngineSpec, SpeculativeConfig
+from ..spec.llm import EngineSpec, PipelineParallel, SpeculativeConfig
 from ..spec.loading import load_profiles
 from .llm_workers import bytes_of_block, settings_of
 
 if TYPE_CHECKING:
-    from servetwin.profiles import Profile, TokenTable
+    from servetwin.profiles import Profile, TokenData, TokenTable
 
 ENGINE = "deployment.workers: engine"
 OFF = "time.costs: false"
@@ -82,6 +84,9 @@ def stands_on(experiment: Experiment) -> list[str]:
             if not _passes_over_as_vllm(policy):
                 rule = "does not pass over requests that wait for an adapter just as vLLM does"
                 said[f"adapters: {policy.name} {rule}; vllm-v1 does"] = None
+        if engine is not None and (stages := engine.pipeline_parallel) is not None:
+            profile = load_profiles(experiment)[spec.device or ""]
+            said |= dict.fromkeys(_of_stages(stages, profile, costs=experiment.time.costs))
         if engine is not None and (engine.kv_offloading is not None or engine.kv_cache_dtype == "fp8"):
             profile = load_profiles(experiment)[spec.device or ""]
             said |= dict.fromkeys(_of_memory(spec, engine, profile, costs=experiment.time.costs))
@@ -227,6 +232,61 @@ def _draft_seconds(
     if cost.line is None:
         return StatedDrafts(cost.scalar(), 0.0)
     return StatedDrafts(cost.line.constant, cost.line.per_request)
+
+
+# -- a model in stages -------------------------------------------------------------------------------------------
+
+
+def layers_of(stages: PipelineParallel, data: TokenData) -> list[int]:
+    """How many layers each stage has: as stated, or as vLLM divides them (`get_pp_indices` of
+    ``vllm/distributed/utils.py``: what is left over goes to the last stages but one). Raises `BadInput` if they are
+    not those of the model."""
+    size, total = stages.pipeline_parallel_size, (data.shape or architecture(data.architecture)).layers
+    where = f"{ENGINE}.pipeline_parallel.layers"
+    if stages.layers is not None:
+        if sum(stages.layers) != total:
+            what = f"{' + '.join(map(str, stages.layers))} layers are not the {total} of {data.architecture}"
+            raise BadInput(what, where=where, right=f"{total} in all")
+        return stages.layers
+    if size > total:
+        raise BadInput(f"{size} stages for {total} layers", where=where, right=f"{total} stages at most")
+    found, left = [total // size] * size, total % size
+    for i in range(2, left + 2):
+        found[-i] += 1
+    return found
+
+
+def stages_of(stages: PipelineParallel, experiment: Experiment, profile: Profile) -> Stages:
+    """The stages of an engine with that *profile*. Raises `BadInput` if nothing says what sending takes."""
+    layers = layers_of(stages, profile.token_data)
+    shares = [count / sum(layers) for count in layers]
+    if not experiment.time.costs:
+        return Stages(shares)
+    if stages.hop_seconds is not None:
+        return Stages(shares, stages.hop_seconds, stages.hop_seconds_each)
+    if HOP() not in profile.costs:
+        what = f"nothing says what sending activations between stages takes: {profile.name} has no cost {HOP()}"
+        right = "hop_seconds: 0.0001, say, and its source; or a profile with that cost"
+        raise BadInput(what, where=f"{ENGINE}.pipeline_parallel.hop_seconds", right=right)
+    line = profile.cost(HOP()).line
+    return (
+        Stages(shares, profile.cost(HOP()).scalar())
+        if line is None
+        else Stages(shares, line.constant, line.per_request)
+    )
+
+
+def _of_stages(stages: PipelineParallel, profile: Profile, *, costs: bool) -> list[str]:
+    layers = " + ".join(map(str, layers_of(stages, profile.token_data)))
+    said = [f"pipeline: stages of {layers} layers, each with that share of a step, one step a stage in flight"]
+    if not costs:
+        said.append(f"pipeline: activations are sent in no time ({OFF})")
+    elif stages.hop_seconds is not None:
+        each = f" and {stages.hop_seconds_each:g} s a token" if stages.hop_seconds_each else ""
+        said.append(f"pipeline: activations are sent in {stages.hop_seconds:g} s{each}: {stages.source}")
+    if profile.token_data.engine.asynchronous:
+        said.append("pipeline: asynchronous scheduling is off")
+    return said
 
 
 # -- KV in host memory ------------------------------------------------------------------------------------------

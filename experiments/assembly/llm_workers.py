@@ -64,6 +64,7 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
         block_size=size,
         fp8=given.kv_cache_dtype == "fp8",
     )
+    stages = given.pipeline_parallel
     limits = EngineLimits(
         blocks=blocks,
         block_size=size,
@@ -80,11 +81,12 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
         host_blocks=host_blocks_of(given.kv_offloading.gib, given, data, size) if given.kv_offloading else 0,
         max_loras=given.lora.max_loras if given.lora else 0,
         adapters=tuple(given.lora.adapters.items()) if given.lora else (),
+        pipeline_parallel_size=stages.pipeline_parallel_size if stages is not None else 1,
     )
     ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
     if given.asynchronous is None and drafts is not None and drafts.method != "eagle":
         ahead = False  # as vLLM sets it (0.27: `vllm/config/vllm.py`)
-    return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead)
+    return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead and stages is None)
 
 
 def bytes_of_block(engine: EngineSpec, data: TokenData, size: int) -> float:

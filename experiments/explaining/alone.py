@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Options of engines of whose runs nothing can be explained: records of steps do not say how many tokens each
 #: sequence got, nor what of a step's time was spent on drafts, or on bringing adapters or KV to the device.
-NOT_TOLD = ("speculative_config", "lora", "kv_offloading")
+NOT_TOLD = ("speculative_config", "lora", "kv_offloading", "pipeline_parallel")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ _SPECULATION = (
 )
 _CONNECTOR = "KV goes to other engines where workers have a role (prefill, decode), and to the host by swap only"
 _STRUCTURE = "no grammars are compiled or applied, and their time in each step was not measured"
-_PIPELINE = "an engine has one batch of a step in flight on all its GPUs, not one a pipeline stage"
 _PARALLEL = "an engine is one scheduler, on GPUs that work as one"
 _PRIORITY = "queues are served by policies of ServeTwin's, which see no priorities of requests"
 _PARTIAL = "how many long prompts are in chunks at a time is not limited"
@@ -43,8 +42,6 @@ UNMODELLED: dict[str, str] = {
     "structured_outputs_config": _STRUCTURE,
     "structured_output": _STRUCTURE,
     "reasoning_parser": _STRUCTURE,
-    "pipeline_parallel_size": _PIPELINE,
-    "pipeline_parallel": _PIPELINE,
     "data_parallel_size": _PARALLEL,
     "enable_expert_parallel": _PARALLEL,
     "decode_context_parallel_size": _PARALLEL,
@@ -67,6 +64,7 @@ CALLED_HERE: dict[str, str] = {
     "gpu_memory_utilization": "blocks",
     "kv_offloading_size": "engine: {kv_offloading: {gib: ...}}, of the worker",
     "max_loras": "engine: {lora: {max_loras: ...}}, of the worker",
+    "pipeline_parallel_size": "engine: {pipeline_parallel: {pipeline_parallel_size: ...}}, of the worker",
     "tensor_parallel_size": "a profile that was taken at that degree",
 }
 

@@ -221,6 +221,20 @@ class Adapters(Strict):
     source: Annotated[str, Field(min_length=1)] | None = None
 
 
+class PipelineParallel(Strict):
+    """The model's layers on several devices, one group after the other: *pipeline_parallel_size* stages, with so many
+    *layers* each (left out: as vLLM divides them), of which each takes that share of a step's time in the profile.
+    Sending a step's activations from one stage to the next takes *hop_seconds*, and *hop_seconds_each* for every
+    token, of which *source* says where they come from; without *hop_seconds* the profile does (its cost
+    `pipeline.hop`)."""
+
+    pipeline_parallel_size: Annotated[int, Field(ge=2, le=64)]
+    layers: Annotated[list[Count], Field(min_length=2)] | None = None
+    hop_seconds: Annotated[float, Field(ge=0, le=60)] | None = None
+    hop_seconds_each: Annotated[float, Field(ge=0, le=1)] = 0.0
+    source: Annotated[str, Field(min_length=1)] | None = None
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -277,6 +291,7 @@ class EngineSpec(Strict):
     and values take half the memory, and attention to them what *fp8_attention* says, or else the profile (its costs
     `kv.fp8.decode` and `kv.fp8.prefill`). *speculative_config*: a step gives a sequence several tokens.
     *kv_offloading*: the prefix cache goes on in host memory. *lora*: classes of requests have adapters.
+    *pipeline_parallel*: the model's layers stand on several devices.
     """
 
     blocks: Count | None = None
@@ -297,6 +312,7 @@ class EngineSpec(Strict):
     speculative_config: SpeculativeConfig | None = None
     kv_offloading: KVOffloading | None = None
     lora: Adapters | None = None
+    pipeline_parallel: PipelineParallel | None = None
 
     @property
     def options(self) -> list[str]:
@@ -306,7 +322,7 @@ class EngineSpec(Strict):
 
 
 #: Keys of an engine that files say nothing of where they are not asked for (docs/guides/engine-options.md).
-OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config", "kv_offloading", "lora")
+OPTIONS = ("kv_cache_dtype", "fp8_attention", "speculative_config", "kv_offloading", "lora", "pipeline_parallel")
 
 
 def drop_options(engine: dict[str, Any] | None) -> None:

@@ -16,6 +16,7 @@ from .llm import (
     Lengths,
     ListedTokens,
     LognormalTokens,
+    PipelineParallel,
     SharedPrefix,
     SpeculativeConfig,
     TokenDraw,
@@ -154,6 +155,8 @@ def _check_workers(experiment: Experiment, modules: list[str]) -> None:
             _check_options((*path, "engine"), engine)
             if engine.lora is not None:
                 _check_adapters((*path, "engine"), worker, engine.lora, experiment)
+            if engine.pipeline_parallel is not None:
+                _check_stages((*path, "engine"), worker, engine.pipeline_parallel, experiment)
             if engine.speculative_config is not None:
                 _check_speculation((*path, "engine"), worker, engine.speculative_config, experiment)
         if worker.engine is not None and not served:
@@ -211,6 +214,45 @@ def _check_adapters(path: tuple[str | int, ...], worker: WorkerSpec, lora: Adapt
         raise Misfit((*path[:-1], "role"), "an engine with adapters does both, prefill and decode", "no role")
     if (lora.load_seconds is not None or lora.slowdown is not None) and lora.source is None:
         raise Misfit((*path, "lora", "source"), "nothing says where the numbers come from", "source: ...")
+
+
+def _check_stages(
+    path: tuple[str | int, ...], worker: WorkerSpec, stages: PipelineParallel, experiment: Experiment
+) -> None:
+    """Whether the stages of a model are told whole, and nothing else is asked for of which it is not known how it
+    goes with them."""
+    engine, here = worker.engine, (*path, "pipeline_parallel")
+    assert engine is not None
+    others: dict[str, bool] = {
+        "keep_freed": engine.keep_freed,
+        "asynchronous": bool(engine.asynchronous),
+        "preemption": engine.preemption == "swap",
+        "speculative_config": engine.speculative_config is not None,
+        "lora": engine.lora is not None,
+        "kv_offloading": engine.kv_offloading is not None,
+    }
+    for key in [key for key, on in others.items() if on]:
+        right = {"preemption": "recompute", "keep_freed": "false", "asynchronous": "false"}.get(key, "null")
+        raise Misfit((*path, key), "what that does with a model in stages is not known", right)
+    if worker.role is not None:
+        raise Misfit((*path[:-1], "role"), "an engine with stages does both, prefill and decode", "no role")
+    if sum(other.device == worker.device for other in experiment.deployment.workers) > 1:
+        what = "an engine with stages has devices of its own, and another worker has its device too"
+        raise Misfit((*path[:-1], "device"), what, "a device for each")
+    if experiment.deployment.prices is not None:
+        what = f"the price of {worker.device} would count once, and the stages are {stages.pipeline_parallel_size}"
+        raise Misfit(("deployment", "prices"), what, "no prices")
+    if engine.blocks is None:
+        what = "how many KV blocks there are where each device has a part of the model is not known"
+        raise Misfit((*path, "blocks"), what, "the KV blocks of vLLM with that pipeline_parallel_size")
+    if stages.layers is not None and len(stages.layers) != stages.pipeline_parallel_size:
+        what = f"{len(stages.layers)} numbers of layers for {stages.pipeline_parallel_size} stages"
+        raise Misfit((*here, "layers"), what, "one for each")
+    if stages.hop_seconds is None and stages.hop_seconds_each:
+        what = "without hop_seconds it is not looked at"
+        raise Misfit((*here, "hop_seconds_each"), what, "hop_seconds: ..., or no hop_seconds_each")
+    if stages.hop_seconds is not None and stages.source is None:
+        raise Misfit((*here, "source"), "nothing says where the seconds come from", "source: ...")
 
 
 def _check_speculation(

@@ -245,6 +245,14 @@ DRAFT = CostName(
     "`speculative_config`, unless the experiment states it",
     _ENGINE,
 )
+HOP = CostName(
+    "pipeline.hop",
+    "seconds",
+    ("line", "value"),
+    "sending the activations of a step from one stage of a model to the next; per_request of a line counts tokens "
+    "of the step; needed by engines with `pipeline_parallel`, unless the experiment states it",
+    _ENGINE,
+)
 LORA_LOAD = CostName(
     "lora.load",
     "seconds",

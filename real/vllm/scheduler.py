@@ -13,17 +13,10 @@ mapping as a text in JSON) may hold *limit* (the declared maximum of output toke
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from servetwin.core import BadInput, Module, Pipeline, ServeTwinError
@@ -48,6 +41,7 @@ from servetwin.core.llm import (
     TokenView,
 )
 
+from ..policy_files import find_policy
 from .internals import Orders, SteeredAsync, exhausted
 from .plan import KEY, told
 from .prefix_cache import SeesPrefixes
@@ -94,45 +88,7 @@ class Settings:
 def find(name: str) -> type[TokenPolicy]:
     """The policy class called *name*: a module of servetwin.policies.llm, ``package.module:Class``, or a file
     (``mine.py`` or ``mine.py:Class``). Raises `BadInput` if there is none."""
-    place, _, attribute = name.partition(":")
-    if place.endswith(".py"):
-        path = place
-        module = _from_file(Path(place).resolve())
-    else:
-        path = place if attribute or "." in place else f"servetwin.policies.llm.{place.replace('-', '_')}"
-        try:
-            module = importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            right = "a name, module:Class, or a file, my_policy.py"
-            raise BadInput(f"there is no module {error.name!r}", where="policy", right=right) from None
-    own = {
-        n: c
-        for n, c in vars(module).items()
-        if inspect.isclass(c) and issubclass(c, TokenPolicy) and c.__module__ == module.__name__
-    }
-    if attribute in own:
-        return own[attribute]
-    if attribute or len(own) != 1:
-        has = ", ".join(own) or "no policy for language models"
-        raise BadInput(f"{path} has {has}", where="policy", right="module:Class of one of them")
-    return next(iter(own.values()))
-
-
-def _from_file(path: Path) -> ModuleType:
-    """The module in the file *path*, which may import what lies beside it."""
-    if not path.is_file():
-        raise BadInput("there is no such policy file", where=str(path))
-    name = f"servetwin_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
+    return find_policy(name, TokenPolicy, "servetwin.policies.llm", "language models")
 
 
 def slo_scales(text: str) -> tuple[float, float]:

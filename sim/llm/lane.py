@@ -176,9 +176,11 @@ class TokenLane(Moment):
         limit, drift, longest, sure = repeat.limit, repeat.drift, repeat.longest, self.sure
         a, b, until = self.straight(size, context)
         before = batch.start
-        count = 1
+        count, any_length = 1, longest == NEVER
         ends = [end]
-        while count < times and end < horizon and end < limit + count * drift and end - before <= longest:
+        while count < times and end < horizon and end < limit + count * drift:
+            if not any_length and end - before > longest:
+                break
             context += size
             if context >= until:
                 if end >= sure:

@@ -14,7 +14,7 @@ from servetwin.profiles.schema import ProfileFile
 from servetwin.profiles.tables.loading import check
 
 FLUX = "h100/flux1-dev-by-degree"
-#: xDiT, docs/performance/flux.md at 0124baf9: seconds of FLUX.1-dev at 1024x1024 in 28 steps, torch.compile, Ulysses.
+#: xDiT/docs/performance/flux.md at 0124baf9: seconds of FLUX.1-dev at 1024x1024 in 28 steps, torch.compile, Ulysses.
 XDIT = {1: 4.30, 2: 2.68, 4: 1.63}
 #: TetriServe (arXiv 2510.01565), Table 1: TFLOPs by size.
 TFLOPS = {256: 556.48, 512: 1388.24, 1024: 5045.92, 2048: 24964.72}

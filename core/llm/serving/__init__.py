@@ -6,6 +6,7 @@
 `async_engine`        one that decides a step ahead
 `speculative_engine`  one that drafts tokens, of which a step gives several
 `adapter_engine`      one with LoRA adapters: of how many requests may run together
+`pipeline_engine`     one whose model stands on several devices: a step a stage in flight
 `freed_blocks`        what a preempted request finds again of its blocks
 `caching`             engines with a prefix cache: requests that begin alike share blocks
 `pools`               engines that prefill, and engines that decode what those have prefilled

@@ -1,9 +1,9 @@
 """Engines with LoRA adapters: of how many a step may have requests, and which are on the device.
 
 As in vLLM (0.27: ``v1/core/sched/scheduler.py``, ``max_loras``): a request that waits is passed over while as many
-adapters as may be are those of a step's requests and its own is none of them; those behind it may go first. Who was
-passed over stays ahead of those who are preempted after that. The device holds as many adapters; one that is not
-there is loaded in place of that which was used longest ago. In a prefix cache each adapter has blocks of its own.
+adapters as may be are those of a step's requests and its own is none of them; those behind it may go first. The
+device holds as many adapters; one that is not there is loaded in place of that which was used longest ago. In a
+prefix cache each adapter has blocks of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,76 @@ from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .host import LLMWorker
 
-# What the engines below have in common, for type checkers an engine itself.
+# What engines that pass over have in common, for type checkers an engine itself.
 if TYPE_CHECKING:
     _Base = TokenEngine
 else:
     _Base = object
+
+
+class PassingOver(_Base):
+    """An engine that passes over some of those who wait: those behind may go first, those preempted after that may
+    not (vLLM keeps whom it passes over in a queue of their own, ahead of all others). *passed* are they, in order."""
+
+    def __init__(self, loop: Loop, worker: LLMWorker) -> None:
+        super().__init__(loop, worker)
+        self.passed: dict[TokenTask, None] = {}
+
+    def _barred(self) -> Callable[[TokenTask], bool]:
+        """Tells of one who waits whether the next step would pass it over."""
+        raise NotImplementedError
+
+    def _admit(
+        self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
+    ) -> list[Piece]:
+        waiting = self.view.waiting
+        queue = [*waiting]
+        pieces = super()._admit(prefill, chosen, decode, crowded, now)
+        for task, _, _ in pieces:
+            self.passed.pop(task, None)
+        if len(waiting) < len(queue):
+            while queue[-1] in waiting:
+                queue.pop()
+            self.passed.update((task, None) for task in queue if task in waiting)
+        return pieces
+
+    def _launch(
+        self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
+    ) -> None:
+        if not self.preempted:
+            self._pass_over(decode + sum(count for _, count, _ in pieces))
+        super()._launch(decode, context, pieces, chosen, now)
+
+    def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
+        self._pass_over(self.view.decoding)
+        return super()._all_decode(repeat, fresh, now)
+
+    def _pass_over(self, tokens: int) -> None:
+        """In a step of so many *tokens* those at the head of the queue who are barred are passed over, if it has room
+        for more."""
+        view = self.view
+        most = getattr(self.worker.policy, "tokens_a_step", None) or view.max_batched_tokens
+        if view.waiting and tokens < min(most, view.max_batched_tokens) and len(view.running) < view.max_sequences:
+            barred = self._barred()
+            for task in view.waiting:
+                if not barred(task):
+                    break
+                self.passed[task] = None
+
+    def _preempt(self, task: TokenTask) -> None:
+        super()._preempt(task)
+        waiting = self.view.waiting
+        self.passed = {other: None for other in self.passed if other in waiting and other is not task}
+        for other in reversed(self.passed):
+            waiting.move_to_end(other, last=False)
+
+    def finish(self, task: TokenTask, now: float) -> None:
+        self.passed.pop(task, None)  # one that was preempted while its last token was in flight
+        super().finish(task, now)
+
+    def _visit_over(self, task: TokenTask) -> None:
+        super()._visit_over(task)
+        self.passed.pop(task, None)
 
 
 class AdapterView(TokenView):
@@ -73,10 +138,9 @@ class AdapterView(TokenView):
         return super().fill(kept, tokens, begun=begun, decode=decode, chunked=chunked)
 
 
-class _Adapting(_Base):
+class _Adapting(PassingOver):
     """An engine with adapters by classes of requests. *loaded* are those on the device, the one that was used
-    longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`). *passed* are those who wait
-    and were passed over."""
+    longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`)."""
 
     kind = AdapterTask
     view: AdapterView
@@ -87,7 +151,6 @@ class _Adapting(_Base):
             self.view.spent = self._spent
         self.of_class = dict(self.view.limits.adapters)
         self.loaded: OrderedDict[str, None] = OrderedDict()
-        self.passed: dict[TokenTask, None] = {}
 
     def task(self, request: Request, now: float) -> TokenTask:
         task = cast("AdapterTask", super().task(request, now))
@@ -107,55 +170,26 @@ class _Adapting(_Base):
 
     # -- who is admitted, and who is passed over ------------------------------------------------------------
 
+    def _barred(self) -> Callable[[TokenTask], bool]:
+        used, most = self.view.adapters(), self.view.limits.max_loras
+
+        def barred(task: TokenTask) -> bool:
+            adapter = cast("AdapterTask", task).adapter
+            return len(used) == most and adapter is not None and adapter not in used
+
+        return barred
+
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
-        view, allowed = self.view, prefill
+        allowed = prefill
         if all(isinstance(chunk[0], AdapterTask) for chunk in prefill):  # else it is told what is wrong
-            kept = [*view.allowed(prefill)]
+            kept = [*self.view.allowed(prefill)]
             allowed = prefill if len(kept) == len(prefill) else kept
-        queue = [*view.waiting]
         pieces = super()._admit(allowed, chosen, decode, crowded, now)
         for task, _, _ in pieces:
             self._load(cast("AdapterTask", task))
-            self.passed.pop(task, None)
-        if len(view.waiting) < len(queue):
-            while queue[-1] in view.waiting:
-                queue.pop()
-            self.passed.update((task, None) for task in queue if task in view.waiting)
         return pieces
-
-    def _launch(
-        self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
-    ) -> None:
-        if not self.preempted:
-            self._pass_over(decode + sum(count for _, count, _ in pieces))
-        super()._launch(decode, context, pieces, chosen, now)
-
-    def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
-        self._pass_over(self.view.decoding)
-        return super()._all_decode(repeat, fresh, now)
-
-    def _pass_over(self, tokens: int) -> None:
-        """In a step of so many *tokens* those at the head of the queue whose adapters are too many are passed over,
-        if it has room for more."""
-        view = self.view
-        most = getattr(self.worker.policy, "tokens_a_step", None) or view.max_batched_tokens
-        if view.waiting and tokens < min(most, view.max_batched_tokens) and len(view.running) < view.max_sequences:
-            used = view.adapters()
-            if len(used) == view.limits.max_loras:
-                for task in view.waiting:
-                    adapter = cast("AdapterTask", task).adapter
-                    if adapter is None or adapter in used:
-                        break
-                    self.passed[task] = None
-
-    def _preempt(self, task: TokenTask) -> None:
-        super()._preempt(task)
-        waiting = self.view.waiting
-        self.passed = {other: None for other in self.passed if other in waiting and other is not task}
-        for other in reversed(self.passed):
-            waiting.move_to_end(other, last=False)
 
     # -- which adapters are on the device -------------------------------------------------------------------
 
@@ -184,10 +218,6 @@ class _Adapting(_Base):
     def finish(self, task: TokenTask, now: float) -> None:
         super().finish(task, now)
         self._used(task)
-
-    def _visit_over(self, task: TokenTask) -> None:
-        super()._visit_over(task)
-        self.passed.pop(task, None)
 
 
 def _never(task: TokenTask) -> bool:

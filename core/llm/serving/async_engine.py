@@ -28,7 +28,7 @@ from ..request import TokenTask
 from .engine import TokenEngine
 from .host import LLMWorker
 
-#: Steps in flight at most.
+#: Steps in flight at most, where the model is on one device.
 DEPTH = 2
 
 
@@ -108,7 +108,7 @@ def _is_begun(task: TokenTask) -> bool:
 class TokenEngineAhead(TokenEngine):
     """`TokenEngine` with two steps in flight; *worker* must have a `Host`. *deciding* says that the host is busy."""
 
-    __slots__ = ("_absent", "_busy", "_debt", "_free", "_unheard", "ahead", "flights", "pass_to", "settled")
+    __slots__ = ("_absent", "_busy", "_debt", "_free", "_unheard", "ahead", "depth", "flights", "pass_to", "settled")
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
@@ -118,6 +118,7 @@ class TokenEngineAhead(TokenEngine):
         assert worker.host is not None
         self.ahead = worker.host
         self.keep_times = True  # when each joined tells what is in flight of it
+        self.depth = DEPTH
         self.flights: list[Flight] = []
         self._free = 0.0  # when the host has launched what it decided last
         self.settled = 0.0  # when it heard of the end of a step last
@@ -161,7 +162,7 @@ class TokenEngineAhead(TokenEngine):
                         batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
                         launched = batch.launched
                         self._free = now + self.ahead.launching(batch) if launched is None else launched
-                        if len(flights) < DEPTH:
+                        if len(flights) < self.depth:
                             self._rest(self._free - now)  # and then decides the next one
                             return
                         break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...pipeline import Stage
@@ -66,6 +66,16 @@ class Host:
         return self.left * moved.left + self.back * moved.back + self.back_token * moved.tokens
 
 
+@dataclass(frozen=True)
+class Stages:
+    """The *shares* of a step's time that each stage takes, in order; and what sending a step's activations from one
+    to the next takes: *hop* seconds and *hop_each* for every token of the step."""
+
+    shares: Sequence[float]
+    hop: float = 0.0
+    hop_each: float = 0.0
+
+
 class LLMWorker(Worker):
     """Serves an LLM stage with a policy that decides step by step.
 
@@ -82,6 +92,8 @@ class LLMWorker(Worker):
     handover: Handover | None = None
     #: What it drafts, if it does; to be set before the loop is made.
     speculation: Speculation | None = None
+    #: The stages that its steps go through, if there are several; to be set before the loop is made.
+    stages: Stages | None = None
 
     def __init__(
         self, stage: Stage, policy: TokenPolicy, view: TokenView, *, device: str = "gpu0", host: Host | None = None

@@ -9,18 +9,36 @@ from ...isolation.answers import write_fault
 from ...pipeline import Stage
 from ...request import Request, Task
 from ...serving.worker import Loop
+from ..limits import EngineLimits
 from ..policy import TokenPolicy, TokenView
 from ..request import TokenTask, prompt_of
-from .adapter_engine import AdapterEngine, AdapterEngineAhead, AdapterEngineAheadCaching, AdapterEngineCaching
+from ..speculation import SpeculativeView
+from .adapter_engine import (
+    AdapterEngine,
+    AdapterEngineAhead,
+    AdapterEngineAheadCaching,
+    AdapterEngineCaching,
+    AdapterView,
+)
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
+from .pipeline_engine import PipelineEngine, PipelineEngineCaching, PipelineView
 from .pools import DecodeEngine, PrefillEngine
 from .speculative_engine import SpeculativeEngine, SpeculativeEngineCaching
 
 __all__ = ["Host", "TokenWorker"]
+
+
+def kind_of_view(limits: EngineLimits) -> type[TokenView]:
+    """The view of an engine with these *limits*, which a `TokenWorker` is to be given."""
+    if limits.max_loras:
+        return AdapterView
+    if limits.pipeline_parallel_size > 1:
+        return PipelineView
+    return SpeculativeView if limits.num_speculative_tokens else TokenView
 
 
 class TokenWorker(LLMWorker):
@@ -55,6 +73,8 @@ class TokenWorker(LLMWorker):
             kinds = [AdapterEngine, AdapterEngine, AdapterEngineCaching]
             if ahead:
                 kinds = [AdapterEngineAhead, AdapterEngineAhead, AdapterEngineAheadCaching]
+        if limits.pipeline_parallel_size > 1:
+            kinds = [PipelineEngine, PipelineEngine, PipelineEngineCaching]
         kind = kinds[2 if limits.enable_prefix_caching else limits.keep_freed]
         if self.role != "both":
             kind = PrefillEngine if self.role == "prefill" else DecodeEngine

@@ -323,7 +323,7 @@ def _engines(experiment: Experiment, profiles: dict[str, Profile]) -> tuple[dict
 #: What is compared as a range, or by another name.
 _OF_ENGINE = (
     "blocks", "max_sequences", "max_batched_tokens", "keep_freed", "enable_prefix_caching", "num_speculative_tokens",
-    "host_blocks", "max_loras", "adapters",
+    "host_blocks", "max_loras", "adapters", "pipeline_parallel_size",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from servetwin.core import BadInput, Shape
 
 from ...registry.catalog import closest, suggest
 from ...spec.keys.field_types import WEIGHTS
-from . import bench_file
+from . import bench_file, katz_file
 from .lines import (
     ARRIVALS,
     SHAPES,
@@ -131,6 +131,10 @@ def _gentd26(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str,
     return arrival, {"steps": _count(row.get(name), f"{where}: {name}", "steps")}, None
 
 
+def _katz(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
+    return _time(row.get("timestamp"), f"{where}: timestamp"), {}, None
+
+
 def _requests(row: Row, where: str, _: Sequence[str]) -> tuple[Decimal, dict[str, int], str | None]:
     arrival = _time(row.get("timestamp"), f"{where}: timestamp")
     work = {"steps": _count(row.get("steps"), f"{where}: num_inference_steps", "steps")}
@@ -162,6 +166,7 @@ FORMATS = {
         Format("mooncake", (".jsonl",), ("timestamp", "input_length", "output_length"), _mooncake),
         Format("vllm-bench", (".json",), ("start_times", "input_lens", "output_lens"), _bench),
         Format("gentd26", (".csv",), ("gmt_create", "predict_status", "num_inference_steps"), _gentd26, moments=True),
+        Format("katz", (".json",), ("timestamp", "scene_id", "base_model_id"), _katz),
         Format("requests", (".txt",), ("timestamp", "steps"), _requests),
         Format("plain", (".csv", ".json", ".jsonl"), ("arrival",), _plain),
     )
@@ -245,6 +250,8 @@ def samples() -> list[str]:
 def _lines(path: Path) -> Iterator[Line]:
     if ending(path) == ".json" and bench_file.is_bench(path):
         return iter(bench_file.rows(path))
+    if ending(path) == ".json" and katz_file.is_katz(path):
+        return katz_file.rows(path)
     reader = {".json": json_lists, ".jsonl": jsonl_lines, ".txt": request_lines}.get(ending(path), csv_lines)
     return reader(path)
 
@@ -252,7 +259,8 @@ def _lines(path: Path) -> Iterator[Line]:
 def _recognise(path: Path) -> Format:
     """The format whose columns the first line has."""
     if ending(path) == ".json":
-        return FORMATS["vllm-bench" if bench_file.is_bench(path) else "plain"]
+        name = "vllm-bench" if bench_file.is_bench(path) else "katz" if katz_file.is_katz(path) else "plain"
+        return FORMATS[name]
     if ending(path) == ".txt":
         return FORMATS["requests"]
     if ending(path) == ".jsonl":

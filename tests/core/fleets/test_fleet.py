@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -180,6 +181,21 @@ def test_who_leaves_requests_without_a_replica_for_ever_is_told(monkeypatch: pyt
     monkeypatch.setattr(fleets, "PATIENCE", 50)
     with pytest.raises(PolicyFault, match="wanted no replica 50 times on end, and 1 requests wait"):
         serve(Told(lambda now: 0), Rules(0, 1, 0, every=1.0), [0.5])
+
+
+def test_it_is_asked_again_when_something_comes_that_nobody_knew_of() -> None:
+    """Without a client that says what is to come, questions end with the last request."""
+    (stage,) = Pipeline.chain(Module("server")).stages([["server"]])
+    worker = BatchWorker(stage, FCFS(), WorkerView(stage, lambda _, n: 4.0, limit=1, name="server"))
+    executor = SimExecutor(lambda _: TableTiming([math.nan, 4.0]))
+    scaler, log = Told(lambda now: 1), Ends()
+    fleet = Fleet([[worker]], scaler, Rules(0, 1, 0, every=1.0), lambda _: 2.0)
+    loop = ServingLoop([stage], [worker], executor, log, fleet=fleet)
+    for number, at in enumerate((0.5, 20.25)):
+        executor.call_at(at, partial(loop.arrive, Request(number, at, 99.0, {})))
+    executor.run_until_idle()
+    assert [when for _, when, _ in log.ends] == [6.0, 24.25]
+    assert [when for when, _ in scaler.seen] == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 20.25, 21.25, 22.25, 23.25]
 
 
 def state(**said: Any) -> FleetState:

@@ -73,6 +73,9 @@ def test_as_many_all_the_time_are_the_replicas_to_the_byte(toy: Path, tmp_path: 
     for every, same in ((0.5, ["requests.jsonl"]), (1e6, ["requests.jsonl", *batches])):
         out = tmp_path / str(every)
         build.run(scaled(said, 2, **static, every=every), out)
+        assert (out / "fleet.jsonl").read_text().splitlines() == [
+            f'{{"at": 0.0, "replica": {n}, "state": "ready"}}' for n in (1, 2)
+        ]
         for name in same:
             assert (out / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 

@@ -290,7 +290,7 @@ def test_a_head_that_reads_states_computes_the_last_block_anew(tmp_path: Path) -
     rare = ("workload.arrivals.rate", 0.01)
     for method, found in (("ngram", 64), ("draft_model", 64), ("eagle", 48)):
         own = {"enable_prefix_caching": True, "blocks": 1000}
-        visits = _visits(drafts(tmp_path, shared, rare, engine=own, method=method), tmp_path / method)
+        visits = visits_of(drafts(tmp_path, shared, rare, engine=own, method=method), tmp_path / method)
         assert {visit["cached"] for visit in visits[1:] if visit["prompt"] > 64} == {found}
 
 
@@ -323,13 +323,13 @@ def test_blocks_come_back_at_the_stated_bandwidth(ahead: bool, tmp_path: Path) -
         build.run(hosted(tmp_path, *more, **times)).as_dict() for times in ({}, {"gb_per_s": 1e9, "latency": 0.0})
     )
     assert slow["prefix_cache_hits_on_host"] == free["prefix_cache_hits_on_host"] > 0
-    lines = _visits(hosted(tmp_path, *more), tmp_path / "run")
+    lines = visits_of(hosted(tmp_path, *more), tmp_path / "run")
     loads = [visit["cached_on_host"] for visit in lines if visit.get("cached_on_host")]
     seconds = sum(0.002 + tokens * BYTES / 10e9 for tokens in loads)
     assert (slow["mean_ttft_ms"] - free["mean_ttft_ms"]) * 60 / 1000 == pytest.approx(seconds, rel=1e-5)
 
 
-def _visits(made: Experiment, folder: Path) -> list[dict[str, Any]]:
+def visits_of(made: Experiment, folder: Path) -> list[dict[str, Any]]:
     build.run(made, folder)
     return [json.loads(line)["stages"][0] for line in (folder / "requests.jsonl").read_text().splitlines()]
 
@@ -383,7 +383,7 @@ def adapted(
 def test_steps_take_longer_and_adapters_are_loaded(tmp_path: Path) -> None:
     one = ("workload.requests", 1)
     made, free = (adapted(tmp_path, one), experiment(tmp_path, {}, one, classes=CLASSES))
-    visit, plain = _visits(made, tmp_path / "a")[0], _visits(free, tmp_path / "b")[0]
+    visit, plain = visits_of(made, tmp_path / "a")[0], visits_of(free, tmp_path / "b")[0]
     assert visit["adapter_loads"] == (visit["adapter"] is not None)
     took, alone = (v["last_token"] - v["arrival"] for v in (visit, plain))
     assert took == pytest.approx(1.2 * alone + 0.05 * visit["adapter_loads"])
@@ -393,7 +393,7 @@ def test_steps_take_longer_and_adapters_are_loaded(tmp_path: Path) -> None:
 
 
 def test_classes_have_their_adapters_and_one_runs_at_a_time(tmp_path: Path) -> None:
-    visits = _visits(adapted(tmp_path, ("rate", 20.0)), tmp_path / "run")
+    visits = visits_of(adapted(tmp_path, ("rate", 20.0)), tmp_path / "run")
     lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
     classes = [json.loads(line)["class"] for line in lines]
     assert [v["adapter"] for v in visits] == [LORA["adapters"].get(name) for name in classes]
@@ -433,7 +433,7 @@ def test_adapters_with_vllms_defaults_as_they_are(tmp_path: Path) -> None:
     vllm = {"headroom": 0, "stamp": "sent", "enable_prefix_caching": True}
     made = adapted(tmp_path, shared, engine=vllm, device=AHEAD[1], max_loras=2)
     assert build.build(made).loop.workers[0].host is not None  # type: ignore[attr-defined]
-    visits = _visits(made, tmp_path / "run")
+    visits = visits_of(made, tmp_path / "run")
     first = {
         adapter: next(v for v in visits if v["adapter"] == adapter) for adapter in {v["adapter"] for v in visits}
     }

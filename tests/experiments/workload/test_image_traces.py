@@ -54,6 +54,27 @@ def test_gentd26(tmp_path: Path) -> None:
     assert [r.shape for r in sent] == [Shape(512, 512), Shape(512, 512, images=8)]
 
 
+def test_katz(tmp_path: Path) -> None:
+    """Two services; steps and sizes are the experiment's. The list need not be in order."""
+    rows: list[dict[str, Any]] = [
+        {"timestamp": 7.5, "ip": "a", "scene_id": "B", "base_model_id": "m", "controlnets": None, "loras": ["x"]},
+        {"timestamp": 5.0, "ip": "b", "scene_id": "A", "base_model_id": "n", "controlnets": [], "loras": None},
+    ]
+    path = written(tmp_path, "katz.json", json.dumps(rows))
+    first, second = entries(path)
+    assert (first.line, first.arrival, first.work, first.said) == (1, 0.0, {}, {"tenant": "A"})
+    assert (second.arrival, second.said) == (2.5, {"tenant": "B"})
+    drawn = {"draw": "constant", "steps": 20}
+    shape = {"draw": "trace", "size": "512x512"}
+    sent = [*build(replayed(path, steps={"unet": drawn}, shape=shape)).source]
+    assert [(r.work["unet"], r.shape, r.tenant) for r in sent] == [(20, Shape(512, 512), t) for t in "AB"]
+    with pytest.raises(BadInput, match="steps"):
+        build(replayed(path, shape=shape))
+    rows[1]["timestamp"] = "2024-11-15"
+    with pytest.raises(BadInput, match=r"katz\.json:1: timestamp: '2024-11-15' is no time"):
+        [*entries(written(tmp_path, "katz.json", json.dumps(rows)))]
+
+
 def test_lists_of_requests(tmp_path: Path) -> None:
     text = LINE.format(0, 0.0, 512, 512, 1, 28) + "\n" + LINE.format(1, 0.666667, 1024, 768, 1, 50)
     path = written(tmp_path, "flux_trace.txt", text.replace("steps=50)", "steps=50, slo_ms=1500)"))

@@ -27,7 +27,7 @@ def test_samples_are_read(name: str):
     trace = list(entries(sample(name)))
     assert len(trace) == {"burstgpt.csv": 23, "vllm-bench.json": 40}.get(name, 24)
     assert all(a.arrival <= b.arrival for a, b in pairwise(trace))
-    assert all(e.work for e in trace)
+    assert all(e.work for e in trace) or name == "katz.json"  # which says nothing of it
 
 
 def test_there_is_a_sample_of_every_format():

@@ -235,6 +235,7 @@ BY_USERS = (
     costs.HOST_BESIDE_BATCH,
     costs.FP8_KV,
     costs.DRAFT,
+    costs.HOP,
     costs.LORA_LOAD,
     costs.LORA_SLOWDOWN,
 )

@@ -103,9 +103,11 @@ def scheduler(
     max_loras: int = 0,
     drafts: int = 0,
     method: str = "ngram",
+    stages: int = 1,
 ) -> Any:
     """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache, with
-    *max_loras* LoRA adapters, with *drafts* so many of them a step by that *method*."""
+    *max_loras* LoRA adapters, with *drafts* so many of them a step by that *method*, and
+    with its layers in so many *stages*."""
     speculates: dict[str, Any] = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
     cache = CacheConfig(block_size=block_size, enable_prefix_caching=caching)
     config = VllmConfig(
@@ -126,6 +128,7 @@ def scheduler(
     )
     if drafts:
         config.speculative_config.method = method  # whose model the scheduler does not look at
+    config.parallel_config.pipeline_parallel_size = stages
     cache.num_gpu_blocks = blocks + 1  # vLLM keeps one for itself
     spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
     memory = KVCacheConfig(
@@ -215,16 +218,21 @@ def replay_ahead(
     begins: float = 0.0,
     clock: Callable[[float], None] | None = None,
     limit: int | None = None,
+    shares: tuple[float, ...] = (1.0,),
 ) -> tuple[list[Made], dict[int, list[float]], list[float]]:
     """Likewise, as vLLM's engine core does with asynchronous scheduling (``step_with_batch_queue``): two steps in
-    flight at most. The device begins a step *begins* seconds after it was scheduled, and not before the last is over;
-    handing on a step's outputs takes *between* seconds, taking a request in *intake*."""
+    flight at most. With several *shares* they are those of a step's time that its stages take, one after the other,
+    and as many steps are in flight as there are. The device begins a step *begins* seconds after it was scheduled,
+    and not before the last is over; handing on a step's outputs takes *between* seconds, taking a request in
+    *intake*."""
     left = list(reversed(list(trace)))
-    now = last = 0.0  # the host's time; when the device has done all that it was given
+    now = 0.0  # the host's time
     steps: list[Made] = []
     times: dict[int, list[float]] = {}
     ends: list[float] = []
     queue: deque[tuple[Any, ModelRunnerOutput, float, int]] = deque()
+    depth, free = max(2, len(shares)), [0.0] * len(shares)
+    lost: tuple[int, ...] = ()  # who was preempted for a step of which nothing came
 
     def take_in() -> None:
         """All that has come until the host looks, and what comes while it takes that in."""
@@ -253,13 +261,17 @@ def replay_ahead(
             made = _made(scheduler, output, before)
             tokens = _tokens(scheduler, output)  # now: later the scheduler is ahead
             end = now
+            lost += made.preempted
             if made.prefill or made.decode:
-                steps.append(made)
-                end = last = max(last, now + begins) + seconds(made)
+                steps.append(made._replace(preempted=lost))
+                lost = ()
+                end = now + begins
+                for stage, share in enumerate(shares):
+                    end = free[stage] = max(free[stage], end) + share * seconds(made)
                 ends.append(end)
                 now += begins
             queue.appendleft((output, tokens, end, len(made.prefill) + len(made.decode)))
-            if len(queue) < 2 and scheduler.has_requests():
+            if len(queue) < depth and scheduler.has_requests():
                 if not (made.prefill or made.decode) and left and len(queue) == 1:
                     now = max(now, left[-1].arrival)  # nothing to do before somebody comes
                 continue

@@ -10,10 +10,9 @@ import random
 import pytest
 from no_gpu import Asked, replay, replay_ahead, scheduler
 from servetwin.core import Module, Pipeline, Recorder, ServingLoop
-from servetwin.core.llm import CumulativeSLO, EngineLimits, PromptContent, TokenRequest, TokenView
-from servetwin.core.llm.serving.adapter_engine import AdapterView
-from servetwin.core.llm.serving.worker import Host, TokenWorker
-from servetwin.core.llm.speculation import SpeculativeView
+from servetwin.core.llm import CumulativeSLO, EngineLimits, PromptContent, TokenRequest
+from servetwin.core.llm.serving.host import Stages
+from servetwin.core.llm.serving.worker import Host, TokenWorker, kind_of_view
 from servetwin.core.serving.client import play
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from servetwin.real.vllm.scheduler import Estimates, PolicyScheduler, Settings, find
@@ -114,13 +113,13 @@ def request_of(a):
     return TokenRequest(a.id, a.arrival, tokens, output, prefix=prefix, class_name=f"class {a.adapter}")
 
 
-def simulated(asked, settings, host=None, policy=None, slo=None, speculation=None, **limits):
+def simulated(asked, settings, host=None, policy=None, slo=None, speculation=None, shares=None, **limits):
     stage = Pipeline.chain(Module("llm", loop=True)).stages([["llm"]])[0]
     times = Times()
-    kind = AdapterView if "max_loras" in limits else TokenView if speculation is None else SpeculativeView
-    view = kind(
+    given = EngineLimits(**settings, whole_prompt=True, **limits)
+    view = kind_of_view(given)(
         stage,
-        EngineLimits(**settings, whole_prompt=True, **limits),
+        given,
         estimate_prefill=times.prefill,
         estimate_decode=times.decode,
         slo=slo,
@@ -128,7 +127,7 @@ def simulated(asked, settings, host=None, policy=None, slo=None, speculation=Non
     log = Steps()
     executor = SimExecutor(lambda worker: TokenTiming(times))
     worker = TokenWorker(stage, policy or VLLMV1(), view, host=host)
-    worker.speculation = speculation
+    worker.speculation, worker.stages = speculation, None if shares is None else Stages(shares)
     loop = ServingLoop([stage], [worker], executor, log)
     play(loop, map(request_of, asked))
     executor.run_until_idle()
