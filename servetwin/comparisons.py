@@ -20,8 +20,9 @@ class Comparison(Table):
 
     Of two runs, a row per metric: *metric*, *unit*, *first*, *second*, *gap* (second minus first). Of two
     collections, a row per cell that both have (*workload*, *rate*, *cv*, *slo_factor*, *policy*), with *attainment*,
-    *finished* (percent of the requests), *goodput* (requests per second) and *batch* (mean size), each as ``_first``,
-    ``_second`` and ``_gap``. *details* is all that ``servetwin compare --json`` prints: iterations by batch size,
+    *finished* (percent of the requests), *goodput* (requests per second) and *batch* (mean size), and where steps may
+    be left out *quality* (mean) and *quality_goodput* (in time, per second), each as ``_first``, ``_second`` and
+    ``_gap``. *details* is all that ``servetwin compare --json`` prints: iterations by batch size,
     tokens, or decisions (docs/explanation/validation.md).
     """
 
@@ -108,11 +109,14 @@ def _entries(given: Path | Sweep, where: str) -> list[Entry]:
 
 
 def _metrics(details: dict[str, Any]) -> list[dict[str, Any]]:
+    from servetwin.experiments.validation.comparison import compare_quality
     from servetwin.experiments.validation.comparison.compare_llm_runs import rows_of
     from servetwin.experiments.validation.comparison.compare_runs import PERCENTILES
 
     found = [(name, "%", details[name]) for name in ("attainment", "finished", "dropped")]
     found += [("goodput", "requests/s", details["goodput"])]
+    worth = details.get("quality", {})
+    found += [(key, unit, worth[key]) for _, key, _, unit in compare_quality.FIGURES if key in worth]
     found += [(f"p{p}_latency", "s", details[f"e2el_p{p}"]) for p in PERCENTILES]
     for worker, w in details["workers"].items():
         found.append((f"mean_batch_size of {worker}", "requests", w["mean_batch_size"]))

@@ -8,12 +8,13 @@ mean of their differences, seed by seed, does not hold 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from servetwin.core import BadInput, Policy
 from servetwin.core.llm import TokenPolicy
 
+from ..assembly import shapes
 from ..registry import policy_registry
 from ..spec.experiment import Experiment
 from ..spec.loading import load
@@ -21,7 +22,7 @@ from ..spec.overrides import Override
 from ..sweeps.cache import Cache
 from ..sweeps.point import Progress, Row, Together, run_all
 from ..sweeps.repeat import seeded
-from ..sweeps.statistics import Interval, attainment_interval, paired_attainment
+from ..sweeps.statistics import Interval, attainment_interval, mean_interval, paired_attainment
 from ..workload.seed_effect import check_seeds
 from .most_met import check_arrivals
 from .sweep_bounds import Bounded
@@ -42,15 +43,30 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
+class Worth:
+    """What the results of a policy are worth on a workload: on average (None: nothing finished under some seed), and
+    of those in time, per second."""
+
+    mean: float | None
+    in_time: Interval
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For ``--json``, and for a table."""
+        return {"mean_quality": self.mean, **_told("quality_goodput", self.in_time)}
+
+
+@dataclass(frozen=True)
 class Standing:
     """A policy's place: its *attainment* over all workloads, its mean *share* of the bounds (None: there are none),
-    its attainment by workload, and the policies below it from which it cannot be told."""
+    its attainment by workload, and the policies below it from which it cannot be told. *quality* is by workload, of
+    those where policies may leave steps out."""
 
     policy: str
     attainment: Interval
     share: float | None
     by_workload: Mapping[str, Interval]
     alike: Sequence[str]
+    quality: Mapping[str, Worth] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -58,7 +74,10 @@ class Standing:
             "policy": self.policy,
             **_told("attainment", self.attainment),
             "share_of_bound": self.share,
-            "workloads": {name: _told("attainment", own) for name, own in self.by_workload.items()},
+            "workloads": {
+                name: _told("attainment", own) | (self.quality[name].as_dict() if name in self.quality else {})
+                for name, own in self.by_workload.items()
+            },
             "not_told_apart_from": list(self.alike),
         }
 
@@ -108,7 +127,7 @@ def league(
     for place in places.values():
         check_seeds(place, seeds, "--seeds")
         if bounds:
-            check_arrivals(place)
+            _check_bound(place)
     shifts = range(seeds)
     asked, left_out = _entries(sources, policies, places, TokenPolicy if kinds == {True} else Policy, first_seed)
     every = [seeded(e, k) for own in asked.values() for e in own.values() for k in shifts]
@@ -120,15 +139,35 @@ def league(
     tell: Progress = progress or (lambda _done, _total, _share=None: None)
     rows = iter(run_all(every, progress=lambda done, share: tell(done, total, share), **more))
     met: dict[str, dict[str, list[float]]] = {p: {} for p in asked}
+    worth: dict[str, dict[str, Worth]] = {p: {} for p in asked}
     sent: dict[str, int] = {}
     for policy, own in asked.items():
         for w in own:
             here = [next(rows) for _ in shifts]
             met[policy][w], sent[w] = [_share(row) for row in here], min(int(row["requests"]) for row in here)
+            if all(row.get("quality_goodput") is not None for row in here):
+                worth[policy][w] = _worth(here)
     more["together"] = Together()
     found = iter(run_all(sure, progress=lambda done, _: tell(len(every) + done, total), point=Bounded(), **more))
     most = {w: [_bound(next(found)) for _ in shifts] for w in places} if bounds else {}
-    return _ranked(met, most, sent, left_out, range(first_seed, first_seed + seeds))
+    ranked = _ranked(met, most, sent, left_out, range(first_seed, first_seed + seeds))
+    return replace(ranked, standings=[replace(s, quality=worth[s.policy]) for s in ranked.standings])
+
+
+def _check_bound(place: Experiment) -> None:
+    """Raise `BadInput` if no bound is known of this workload."""
+    check_arrivals(place)
+    try:
+        shapes.refuse(place, "the bound")
+    except BadInput as problem:
+        right = f"{problem.right}; or --no-bound"
+        raise BadInput(problem.what, where=f"{place.name}: {problem.where}", right=right) from None
+
+
+def _worth(rows: Sequence[Row]) -> Worth:
+    means = [row["mean_quality"] for row in rows]
+    in_time = mean_interval([row["quality_goodput"] for row in rows], LEVEL).above(0.0)
+    return Worth(None if None in means else sum(means) / len(means), in_time)
 
 
 def _entries(

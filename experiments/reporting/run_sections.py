@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from servetwin.core.records import sent_at
 
-from ..validation.comparison import compare_runs
+from ..validation.comparison import compare_quality, compare_runs
 from ..validation.comparison.run_files import request_lines
 from . import figures, gantt, windows
 from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plural, seconds
@@ -135,6 +135,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("latency p50 of these", seconds(_s(s.get("median_e2el_ms")))),
         ("latency p99", seconds(_s(s.get("p99_e2el_ms")))),
     ]
+    worth = compare_quality.quality_of(s)
+    for label, key, digits, _ in compare_quality.FIGURES[:2] if worth else ():
+        found.append((label, "–" if worth[key] is None else f"{worth[key]:.{digits}f}"))
     for stage, tokens in s.get("llm", {}).items():
         of = f" of {stage}" if len(s["llm"]) > 1 else ""
         found.append((f"TTFT p99{of}", seconds(_s(tokens.get("p99_ttft_ms")))))
@@ -226,6 +229,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     skip = 1 if len(runs) == 1 else 0
     found = [
         Table(["", *(run.name for run in runs)], first, "Requests"),
+        Table(["", *(run.name for run in runs)], _quality_rows(runs), "Quality, by the experiment's table"),
         Table(["run", "", "mean", "p50", "p90", "p99"][skip:], [row[skip:] for row in second], "Latencies"),
         Table(
             ["run", "worker", "iterations", "mean size", "largest"][skip:], [row[skip:] for row in third], "Batches"
@@ -237,6 +241,15 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         ),
     ]
     return [table for table in found if table.rows]
+
+
+def _quality_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """Quality beside goodput, where one of *runs* has any."""
+    found = [compare_quality.quality_of(run.summary) for run in runs]
+    if not any(found):
+        return []
+    known = [(label, digits, [own.get(key) for own in found]) for label, key, digits, _ in compare_quality.FIGURES]
+    return [[label, *("–" if x is None else f"{x:.{digits}f}" for x in values)] for label, digits, values in known]
 
 
 def _latency_rows(run: Run) -> list[list[str]]:
@@ -500,6 +513,8 @@ def comparison(first: Run, second: Run) -> Section:
         *((f"latency p{p}, s", f"e2el_p{p}", 3) for p in compare_runs.PERCENTILES),
     ):
         rows.append([label, *_pair(found[key], digits)])
+    for label, key, digits, _ in compare_quality.FIGURES if "quality" in found else ():
+        rows.append([label, *_pair(found["quality"][key], digits)])
     for worker, own in found["workers"].items():
         rows.append([f"mean batch of {worker}", *_pair(own["mean_batch_size"], 3)])
     for stage, own in found["tokens"].items():

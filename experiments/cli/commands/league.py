@@ -95,6 +95,7 @@ def _rows(found: League) -> list[dict[str, object]]:
                     "attainment_high": own.high,
                     "bound": bound.mean if bound is not None else None,
                     "seeds": own.count,
+                    **(standing.quality[workload].as_dict() if workload in standing.quality else {}),
                 }
             )
     return rows
@@ -120,9 +121,31 @@ def _show(found: League) -> None:
         each.add_section()
         each.add_row("no schedule more than", *(_percent(found.bounds[name]) for name in workloads))
     print_table(each)
+    if worth := [name for name in workloads if any(name in s.quality for s in found.standings)]:
+        _show_quality(found, worth)
     last = found.seeds[-1]
     say(f"means over seeds {found.seeds[0]} to {last} with 95 % intervals; differences are taken seed by seed")
     if found.bounds:
         say("bounds are with all times at their means")
     for name, why in found.left_out.items():
         say(f"{name} is left out: {why}")
+
+
+def _show_quality(found: League, workloads: list[str]) -> None:
+    """Quality in time, and on average, of each policy on the *workloads* where steps may be left out."""
+    lines = table(("quality in time, per second; on average", "left"), *((name, "right") for name in workloads))
+    for standing in found.standings:
+        cells = []
+        for own in map(standing.quality.get, workloads):
+            mean = f"; {own.mean:.3f}" if own is not None and own.mean is not None else ""
+            cells.append(f"{own.in_time.spelled(1.0, 3)}{mean}" if own is not None else "")
+        lines.add_row(standing.policy, *cells)
+    print_table(lines)
+    best = {
+        name: max(
+            (s for s in found.standings if name in s.quality), key=lambda s: s.quality[name].in_time.mean
+        ).policy
+        for name in workloads
+    }
+    for name, policy in best.items():
+        say(f"quality in time is highest with {policy} ({name})")

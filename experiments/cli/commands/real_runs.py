@@ -304,6 +304,7 @@ def compare(
 
 
 def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
+    from ...validation.comparison import compare_quality
     from ...validation.comparison.bench_runs import compared
     from ...validation.comparison.compare_llm_runs import rows_of
     from ...validation.comparison.compare_runs import PERCENTILES
@@ -324,6 +325,8 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     rows += [(f"latency p{p}, s", f"e2el_p{p}", 3) for p in PERCENTILES]
     for label, key, digits in rows:
         lines.add_row(label, *_figures(found[key], digits))
+    for label, key, digits, _ in compare_quality.FIGURES if "quality" in found else ():
+        lines.add_row(label, *_figures(found["quality"][key], digits))
     for worker, w in found["workers"].items():
         lines.add_row(f"mean batch of {worker}", *_figures(w["mean_batch_size"], 3))
         lines.add_row(
@@ -389,16 +392,23 @@ def _compare_grids(
     plain = ("workload", "policy", "rate", "cv", "slo_factor")
     others = dict.fromkeys(k for row in rows for k in list(row)[: list(row).index("runs_first")] if k not in plain)
     columns += [(name, "right") for name in others]
-    lines = table(*columns, ("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right"))
+    columns += [("A", "right"), ("B", "right"), ("B - A", "right"), ("batch\nB / A", "right")]
+    worth = ("quality", "quality_goodput") if "quality_goodput_gap" in rows[0] else ()
+    columns += [(f"{what}\n{side}", "right") for what in ("quality", "in time")[: len(worth)] for side in "AB"]
+    lines = table(*columns)
     for row in rows:
         numbers = ("" if row[k] is None else f"{row[k]:g}" for k in ("rate", "cv", "slo_factor"))
         pair = (f"{row[f'attainment_{side}']:.2f}" for side in ("first", "second"))
         batch = _ratio(row["batch_second"], row["batch_first"])
         more = (row.get(name, "") for name in others)
-        lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, f"{row['attainment_gap']:+.2f}", batch)
+        told = (_number(row[f"{what}_{side}"]) for what in worth for side in ("first", "second"))
+        gap = f"{row['attainment_gap']:+.2f}"
+        lines.add_row(row["workload"], row["policy"], *numbers, *more, *pair, gap, batch, *told)
     print_table(lines)
     mean, largest = full["mean_gap_points"], full["max_gap_points"]
     say(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
+    if apart := [abs(row["quality_goodput_gap"]) for row in rows if row.get("quality_goodput_gap") is not None]:
+        say(f"quality in time, per second: |B - A| mean {sum(apart) / len(apart):.3f}, max {max(apart):.3f}")
     show_decisions(found)
     for line in places.told(stands):
         say(line)

@@ -187,6 +187,12 @@ class ComparedRuns(TypedDict):
     tokens: Annotated[dict[str, Any], "of each language model (reference/token-metrics.md)"]
     steps: NotRequired[Annotated[dict[str, Any], "of engines, by kind"]]
     cost: NotRequired[Annotated[dict[str, Any], "where devices of both have prices: first, second, gap"]]
+    quality: NotRequired[
+        Annotated[
+            dict[str, Any],
+            "where policies may leave steps out: `attainment_at_full_steps` and `steps_run` in percent",
+        ]
+    ]
     basis: list[str]
     validity: Annotated[dict[str, list[Validity]], "of simulated runs: first, second"]
 
@@ -221,7 +227,10 @@ class Bound(TypedDict):
 @_closed
 class League(TypedDict):
     seeds: list[int]
-    standings: Annotated[list[dict[str, Any]], "the best first: attainment with its interval, in all and by workload"]
+    standings: Annotated[
+        list[dict[str, Any]],
+        "the best first: attainment with its interval, in all and by workload; quality where steps may be left out",
+    ]
     bounds: Annotated[dict[str, dict[str, float]], "by workload, as shares of the requests"]
     left_out: Annotated[dict[str, str], "policies that do not fit, and why"]
 

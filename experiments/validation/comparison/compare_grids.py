@@ -64,6 +64,8 @@ class Entry:
     finished: float
     goodput: float | None = None
     batch: float | None = None  # mean size, of the worker that runs the loop
+    quality: float | None = None  # on average, where steps may be left out; and of those in time, per second
+    quality_goodput: float | None = None
     deployment: str | None = None  # its name, where it is known
     others: Mapping[str, str] = field(default_factory=dict)  # what else is known of the experiment, by key
     alone: str | None = None  # the policy's name, where *policy* says its parameters or its deployment too
@@ -124,7 +126,7 @@ def _of_folder(folder: Path) -> Entry:
     row = settings_of(experiment)
     summary = run.summary
     main = summary["workers"].get(main_worker(experiment), {})
-    total = summary["requests"]
+    total, worth = summary["requests"], summary.get("quality", {})
     return Entry(
         Setting(row["workload"], row["rate"], row["cv"], row["slo_factor"]),
         row["policy"],
@@ -133,6 +135,8 @@ def _of_folder(folder: Path) -> Entry:
         100.0 * summary["finished"] / total if total else 0.0,
         summary["request_goodput"],
         main.get("mean_batch_size"),
+        worth.get("mean_quality"),
+        worth.get("quality_goodput"),
         row["deployment"],
         otherwise(experiment),
     )
@@ -192,6 +196,8 @@ def _of_row(row: Mapping[str, Any], where: str) -> Entry:
         100.0 * finished / total,
         number("request_goodput"),
         number("mean_batch_size"),
+        number("mean_quality"),
+        number("quality_goodput"),
         row.get("deployment") or None,
         otherwise_in(row),
     )
@@ -266,8 +272,14 @@ def unlike(first: Grid, second: Grid) -> list[str]:
 
 
 def cells(first: Grid, second: Grid) -> list[Row]:
-    """A row per cell that both have: the means of each, and the gaps, second minus first."""
+    """A row per cell that both have: the means of each, and the gaps, second minus first; of quality where some run
+    has it."""
     rows = []
+    compared = ["attainment", "finished", "goodput", "batch"]
+    if any(
+        run.quality_goodput is not None for grid in (first, second) for cell in grid.values() for run in cell.runs
+    ):
+        compared += ["quality", "quality_goodput"]
     for (setting, policy), a in first.items():
         b = second.get((setting, policy))
         if b is None:
@@ -275,7 +287,7 @@ def cells(first: Grid, second: Grid) -> list[Row]:
         where = {**setting._asdict(), **dict(setting.others)}
         del where["others"]
         row: Row = {**where, "policy": policy, "runs_first": len(a.runs), "runs_second": len(b.runs)}
-        for what in ("attainment", "finished", "goodput", "batch"):
+        for what in compared:
             x, y = a.mean(what), b.mean(what)
             row |= {f"{what}_first": x, f"{what}_second": y}
             row[f"{what}_gap"] = None if x is None or y is None else y - x

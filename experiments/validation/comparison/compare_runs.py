@@ -18,7 +18,7 @@ import numpy as np
 from servetwin.core import BadInput, Shape
 
 from ...workload.traces.bench_file import is_bench
-from . import compare_llm_runs
+from . import compare_llm_runs, compare_quality
 from .run_files import batch_lines, read_json, request_lines
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     Attainment in percent of requests and its gap in points, goodput in requests per second, latencies in seconds.
     For the batch sizes of a worker, *distance* is the share of iterations (in percent) that would have to change
     their size to make the two distributions equal. Language models add *tokens* (their figures by stage) and *steps*
-    (see `servetwin.experiments.validation.comparison.compare_llm_runs`).
+    (see `servetwin.experiments.validation.comparison.compare_llm_runs`); where policies may leave steps out, there is
+    *quality* (`servetwin.experiments.validation.comparison.compare_quality`).
     """
     a, b = read(first), read(second)
     out: dict[str, Any] = {
@@ -153,6 +154,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     first_cost, second_cost = (run.summary.get("cost") for run in (a, b))
     if first_cost is not None and second_cost is not None:
         out["cost"] = {name: _pair(first_cost[name], second_cost.get(name)) for name in first_cost}
+    if quality := compare_quality.figures(a.summary, b.summary, _pair):
+        out["quality"] = quality
     return out
 
 

@@ -96,3 +96,25 @@ def test_a_policy_that_lacks_something_of_the_requests_is_left_out() -> None:
     assert sorted(found.left_out) == ["sjf", "srpt-llm"]
     assert "needs predicted output lengths" in found.left_out["sjf"]
     assert len(found.standings) >= 10
+
+
+def test_quality_stands_beside_attainment_where_steps_may_be_left_out(servetwin) -> None:
+    policies = ["--policy", "edf", "--policy", "fewer-steps"]
+    asked = ["sdxl-actions-synthetic", "--rate", "0.9", "--requests", "40", "--seeds", "2", "--jobs", "1", *policies]
+    code, _, error = servetwin("league", *asked)
+    assert code == 2
+    assert "steps that are left out" in error
+    assert "--no-bound" in error
+    code, out, error = servetwin("league", *asked, "--no-bound", "--json")
+    assert code == 0, error
+    own = {s["policy"]: s["workloads"]["sdxl-actions-synthetic"] for s in json.loads(out)["standings"]}
+    of_each = []
+    for seed in (0, 1):
+        sets = [("policy", "fewer-steps"), ("rate", 0.9), ("requests", 40), ("seed", seed)]
+        summary = run(load("sdxl-actions-synthetic", [*sets, ("workload.draws", "seeded")])).as_dict()
+        of_each.append(summary["quality"])
+    for key in ("mean_quality", "quality_goodput"):
+        assert own["fewer-steps"][key] == pytest.approx(sum(q[key] for q in of_each) / 2)
+    assert own["edf"]["mean_quality"] == 1.0
+    code, out, error = servetwin("league", *asked, "--no-bound")
+    assert "quality in time is highest with fewer-steps (sdxl-actions-synthetic)" in out
