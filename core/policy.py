@@ -146,15 +146,16 @@ class DeviceGroup:
 
     *change* is what a step takes longer, in seconds, before which one of its requests changes devices; None if that
     is not known, and none may. *devices_of* gives those on which a task ran last, or runs (none before its first
-    batch). Policies can only read it.
+    batch). *shapes* are those that requests have here; none if they have no shapes. Policies can only read it.
     """
 
-    __slots__ = ("_busy", "_estimate", "_free", "change", "degrees", "devices_of", "size")
+    __slots__ = ("_busy", "_estimate", "_free", "change", "degrees", "devices_of", "shapes", "size")
 
     size: int
     degrees: tuple[int, ...]
     change: float | None
     devices_of: Callable[[Task], tuple[int, ...]]
+    shapes: tuple[Shape, ...]
     _free: Callable[[], tuple[int, ...]]
     _busy: Callable[[Task], bool]
     _estimate: ByDegree
@@ -169,9 +170,10 @@ class DeviceGroup:
         busy: Callable[[Task], bool],
         devices_of: Callable[[Task], tuple[int, ...]] = _nowhere,
         change: float | None = None,
+        shapes: tuple[Shape, ...] = (),
     ) -> None:
         said = {"_estimate": estimate, "_free": free, "_busy": busy, "devices_of": devices_of}
-        for name, value in (said | {"change": change, "degrees": degrees, "size": size}).items():
+        for name, value in (said | {"change": change, "degrees": degrees, "size": size, "shapes": shapes}).items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -214,6 +216,7 @@ class DeviceGroup:
             busy=seal(self._busy),
             devices_of=seal(self.devices_of),
             change=self.change,
+            shapes=self.shapes,
         )
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -35,11 +35,12 @@ class Job(NamedTuple):
 class WorkerState:
     """What a router may see of a worker, and a policy of its peers. It can only be read, and leads nowhere.
 
-    *kind* is "batch" (one batch in flight), "engine" (of a language model) or "pool" (of threads), *limit* the most
-    requests that run at once. ``alone(request)`` gives the seconds that a request would take here and later if it
-    were served alone, ``estimate(module, batch)`` those that the profile says a batch takes (of an engine: a decode
-    step). ``found(request)`` gives the tokens of its prompt that the engine's prefix cache holds, 0 without a cache.
-    With a `Router` that sees stale states, counts, jobs and what caches hold are up to that old.
+    *kind* is "batch" (one batch in flight), "engine" (of a language model), "group" (of devices) or "pool" (of
+    threads), *limit* the most requests that run at once (of a group: on a single device each). ``alone(request)``
+    gives the seconds that a request would take here and later if it were served alone (of a group: on one device),
+    ``estimate(module, batch)`` those that the profile says a batch takes (of an engine: a decode step).
+    ``found(request)`` gives the tokens of its prompt that the engine's prefix cache holds, 0 without a cache. With a
+    `Router` that sees stale states, counts, jobs and what caches hold are up to that old.
     """
 
     __slots__ = ("alone", "counts", "device", "estimate", "found", "jobs", "kind", "limit", "name", "stage")
@@ -47,7 +48,7 @@ class WorkerState:
     name: str
     device: str
     stage: Stage
-    kind: Literal["batch", "engine", "pool"]
+    kind: Literal["batch", "engine", "group", "pool"]
     limit: int
     alone: Callable[[Request], float]
     estimate: Callable[[str, int], float]

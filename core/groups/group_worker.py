@@ -16,6 +16,7 @@ from ..pipeline import Stage
 from ..policy import Batch, ByDegree, Decision, DeviceGroup, Policy, WorkerView
 from ..request import GroupTask, Request, Task
 from ..serving.pool import ManyInFlight
+from ..serving.shaped_worker import ShapedView
 
 
 class GroupWorker(ManyInFlight):
@@ -26,6 +27,8 @@ class GroupWorker(ManyInFlight):
     Counted as it goes, in seconds: *device_seconds* by degree (a batch of a second on four devices counts four), and
     how often a *change* was paid for.
     """
+
+    kind = "group"
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class GroupWorker(ManyInFlight):
                 busy=self.moving.__contains__,
                 devices_of=lambda task: self.last.get(task, ()),
                 change=change,
+                shapes=tuple(view.limits) if isinstance(view, ShapedView) else (),
             )
         )
 
@@ -207,12 +211,13 @@ class GroupWorker(ManyInFlight):
 
     def withdraw(self, task: Task, now: float) -> None:
         view = self.view
-        if task in view.waiting or task in view.running:
-            self._tell(task)
-            view.waiting.pop(task, None)
-            if task not in self.moving:  # else it runs out with its batch
-                view.running.pop(task, None)
-                self._forget(task)
+        here = task in view.waiting or task in view.running  # else its policy has dropped it
+        self._tell(task)
+        view.waiting.pop(task, None)
+        if task not in self.moving:  # else it runs out with its batch
+            view.running.pop(task, None)
+            self._forget(task)
+        if here:
             self.policy.removed(task, self.shown, now)
         if self.books is not None:
             self.books.check_out(task)

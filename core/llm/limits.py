@@ -114,3 +114,8 @@ class EngineLimits:
     def reserve(self) -> int:
         """The blocks that an admission must leave free."""
         return int(self.watermark * self.blocks)
+
+    @property
+    def passes_over(self) -> bool:
+        """Whether the engine passes over some who wait, behind whom preempted ones may then stand."""
+        return self.max_loras > 0 or self.pipeline_parallel_size > 1

@@ -35,7 +35,8 @@ class WaitingOrder:
     *entries* holds (key, place, task), the least first. It is up to date after `follow`, and not to be changed.
     Places grow along the queue: those that come have larger ones (up to *end*), and those that were preempted smaller
     ones (down to *first*) than all that were there. With *fixed* off the key may change; it is then asked anew of all
-    at each `follow`.
+    at each `follow`. With *anywhere* on those that were preempted may stand behind others, as they do where an engine
+    passes some over (`EngineLimits.passes_over`); each `follow` then looks at all that wait.
 
     >>> from servetwin.core.testing.by_hand import engine_view
     >>> view = engine_view(waiting=[300, 100, 200])
@@ -46,8 +47,8 @@ class WaitingOrder:
     False
     """
 
-    def __init__(self, key: Callable[[TokenTask], Any], *, fixed: bool = True) -> None:
-        self.key, self.fixed = key, fixed
+    def __init__(self, key: Callable[[TokenTask], Any], *, fixed: bool = True, anywhere: bool = False) -> None:
+        self.key, self.fixed, self.anywhere = key, fixed, anywhere
         self.entries: list[Ranked] = []
         self.first, self.end = 0, 0  # the places that have been given are those from *first* on, up to *end*
         self._settled = (0, 0)
@@ -59,23 +60,8 @@ class WaitingOrder:
         if not self.fixed:
             self.entries = sorted([(self.key(task), place, task) for _, place, task in self.entries])
             self._known = known = {entry[2]: (entry, known[entry[2]][1]) for entry in self.entries}
-        came: list[TokenTask] = []
-        for task in reversed(waiting):
-            found = known.get(task)
-            if found is not None and found[1] == task.preemptions:
-                break
-            came.append(task)
-        came.reverse()
-        if len(came) < len(waiting):
-            ahead = []
-            for task in waiting:
-                found = known.get(task)
-                if found is not None and found[1] == task.preemptions:
-                    break
-                ahead.append(task)
-            if ahead:
-                came = ahead + came
-        if not came and len(known) == len(waiting):
+        before, came = len(known), self._who_came(waiting)
+        if not came and len(known) == before == len(waiting):
             return not self.fixed
         if len(came) == len(waiting):
             known.clear()
@@ -92,6 +78,31 @@ class WaitingOrder:
             self.entries.clear()
             self._place([*waiting])
         return True
+
+    def _who_came(self, waiting: Tasks) -> list[TokenTask]:
+        """Those of *waiting* that are new, or were preempted since, in the order of the queue."""
+        known = self._known
+        if self.anywhere:
+            for task in [task for task in known if task not in waiting]:
+                self._leaves(task)
+            return [task for task in waiting if (old := known.get(task)) is None or old[1] != task.preemptions]
+        came: list[TokenTask] = []
+        for task in reversed(waiting):
+            found = known.get(task)
+            if found is not None and found[1] == task.preemptions:
+                break
+            came.append(task)
+        came.reverse()
+        if len(came) < len(waiting):
+            ahead = []
+            for task in waiting:
+                found = known.get(task)
+                if found is not None and found[1] == task.preemptions:
+                    break
+                ahead.append(task)
+            if ahead:
+                came = ahead + came
+        return came
 
     def rank_again(self, task: TokenTask) -> None:
         """The key of *task*, which waits, has changed."""

@@ -153,7 +153,7 @@ class Worker:
     #: What its policy answers.
     answer: type[Decision] = Decision
     #: Of which kind it is, as routers and other policies are told.
-    kind: Literal["batch", "engine", "pool"] = "batch"
+    kind: Literal["batch", "engine", "group", "pool"] = "batch"
     policy: PolicyBase
     view: WorkerView
     #: Whether requests come to it from clients and other stages; else from other workers of its stage only.

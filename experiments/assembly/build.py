@@ -191,8 +191,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     acts = any(module.actions for module in experiment.pipeline.modules.values())
     states = optional or acts or experiment.deployment.handover is not None
     states = states or experiment.deployment.autoscaler is not None
-    said = not_measured(profiles.values()) if limits else []
-    if said := [*said, *(stated.stands_on(experiment) if states else ())]:
+    if said := [*not_measured(profiles.values()), *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)

@@ -10,6 +10,7 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,7 @@ class Timeline:
     many tokens the cache has room for where that is known; by device, whether it computes (0 or 1). It begins at 0,
     the first request comes at *first*.
 
+    *held* are requests in no worker's queue: until a replica is ready, or in the central queues of routers.
     *kv* counts the tokens whose keys and values are held, without rounding up to blocks. *untold* says, by worker,
     why there is none.
     """
@@ -101,6 +103,7 @@ class Timeline:
     busy: dict[str, Level]
     untold: dict[str, str]
     first: float = 0.0
+    held: Level = field(default_factory=lambda: level_of(np.zeros(0), np.zeros(0)))
 
     def edges(self, bins: int) -> Array:
         """The edges of *bins* equal bins over all of the run."""
@@ -157,6 +160,9 @@ class Gathered:
     _batches: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _changes: dict[str, tuple[array, array, array]] = field(default_factory=dict)
     _engines: dict[str, _Engine] = field(default_factory=dict)
+    #: When requests belonged to no worker: begins and ends, before the first stage and between stages.
+    _before: array = field(default_factory=lambda: array("d"))
+    _between: array = field(default_factory=lambda: array("d"))
     _end: float = 0.0
     _first: float = math.inf
 
@@ -180,7 +186,13 @@ class Gathered:
     def request(self, record: Mapping[str, Any], end: float) -> None:
         """Take up a line of ``requests.jsonl``; it ended at *end* at the latest."""
         self._end = max(self._end, end)
-        self._first = min(self._first, record["arrival"])
+        arrival = record["arrival"]
+        self._first = min(self._first, arrival)
+        left = arrival
+        for stay in sorted(record["stages"], key=itemgetter("queued")) or [{"queued": end, "finished": None}]:
+            if stay["queued"] > left:
+                (self._before if left == arrival else self._between).extend((left, stay["queued"]))
+            left = max(left, end if stay["finished"] is None else stay["finished"])
         for stay in [part for whole in record["stages"] for part in _by_worker(whole, end)]:
             worker = stay["worker"] or stay["stage"]
             queued = stay["queued"]
@@ -229,7 +241,18 @@ class Gathered:
             {device: _busy(own) for device, own in spans.items()},
             untold,
             self._first if math.isfinite(self._first) else 0.0,
+            self._held(meta),
         )
+
+    def _held(self, meta: Mapping[str, Any]) -> Level:
+        """Requests that belong to no worker because none is ready, or until a router binds them. In other runs they
+        are on their way, and so they are between stages where replicas come and go."""
+        central = _central(meta)
+        scaled = bool(meta.get("experiment", {}).get("deployment", {}).get("autoscaler"))
+        times = np.array(
+            (self._before if central or scaled else array("d")) + (self._between if central else array("d"))
+        )
+        return level_of(times, np.tile([1.0, -1.0], len(times) // 2))
 
 
 def _by_worker(stay: dict[str, Any], end: float) -> Iterator[dict[str, Any]]:
@@ -308,6 +331,23 @@ def _recomputed(marks: list[tuple[float, int]]) -> int | None:
 def devices_of(meta: Mapping[str, Any]) -> dict[str, str]:
     """The device of each worker that has one; empty for a run of another version of ServeTwin."""
     return {_name(worker): worker.device for worker, _ in _workers(meta) if worker.device is not None}
+
+
+def _central(meta: Mapping[str, Any]) -> bool:
+    """Whether a router of the run keeps requests in a central queue; one that is not here any more does not count."""
+    from servetwin.core.routing import Router
+
+    from ..registry import router_registry
+
+    names = {spec.name for _, experiment in _workers(meta) for spec in experiment.deployment.routings.values()}
+    for name in names:
+        try:
+            kind = router_registry.code_of(name).policy
+        except BadInput:
+            continue
+        if kind.route is Router.route or kind.bind is not Router.bind:
+            return True
+    return False
 
 
 def _engines(meta: Mapping[str, Any]) -> tuple[dict[str, int], set[str]]:

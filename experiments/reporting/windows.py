@@ -1,7 +1,8 @@
 """A run by windows of time: whether it kept up with its load, how fast its error budget went, and how long it took to
 recover.
 
-*Waiting* are requests that are in a queue of any stage. With n requests that come in a window, a window is
+*Waiting* are requests that are in the queue of a worker or a router, or wait for a replica. With n requests that come
+in a window, a window is
 
 - *overloaded* if more come than are served: those who wait grow by more than a twentieth of n and by more than
   chance makes of it (2 standard deviations of a Poisson count, 2 sqrt(n)); who is dropped or fails counts as growth,
@@ -193,7 +194,7 @@ def neat(value: float) -> float:
 
 def _together(line: Timeline) -> Level:
     """Who waits anywhere."""
-    known = [level for level in line.waiting.values() if level.times.size]
+    known = [level for level in (*line.waiting.values(), line.held) if level.times.size]
     if not known:
         return level_of(np.zeros(0), np.zeros(0))
     changes = [np.diff(level.values, prepend=0.0) for level in known]

@@ -14,11 +14,12 @@ beginning of each round
    from twice as many;
 4. a request keeps its devices where it can. Where nobody knows what a change takes it keeps them to the end.
 
-A round is as long as *round_steps* steps of the slowest request at its fastest degree. Who runs does as many steps as
-fit into it; what comes meanwhile waits for the next round, which begins at once if nothing is left to run.
+A round is as long as *round_steps* steps of the slowest request at its fastest degree, and a change of devices before
+them. Who runs does as many steps as fit into it beside that change; what comes meanwhile waits for the next round,
+which begins at once if nothing is left to run.
 
 Deviations: each request runs alone (no selective batching). A plan counts steps as long as a round lets them be, with
-what is idle at its end; the paper's cost model does not.
+the change and what is idle at its end; the paper's cost model does not.
 """
 
 from __future__ import annotations
@@ -102,12 +103,11 @@ class DeadlineDegree(Policy):
             return
         best = {task: min(self._steps(task.shape, view).values()) for task in tasks}
         span = self.round_steps * max(best.values())
-        self.until = now + span
-        room = span - (group.change or 0.0)
+        self.until = now + span + (group.change or 0.0)
         live = sorted(
             (t for t in tasks if now + t.left * best[t] <= self.ends[t]), key=lambda t: self._slack(t, best)
         )
-        plans = {task: self._options(task, view, now, room) for task in live}
+        plans = {task: self._options(task, view, now, span) for task in live}
         degrees = self._pack(live, plans, best, len(free))
         left = len(free) - sum(degrees.values())
         for task in [t for t in live if t not in degrees and plans[t]]:
@@ -124,7 +124,7 @@ class DeadlineDegree(Policy):
         if self.elastic:
             self._scale_up(degrees, view, left)
         for task, devices in self._place(degrees, view, free).items():
-            fits = math.floor(room / self._at(task, view, len(devices)) + EPSILON)
+            fits = math.floor(span / self._at(task, view, len(devices)) + EPSILON)
             self.round[task] = (devices, min(task.left, max(1, fits)))
 
     def _at(self, task: Task, view: WorkerView, degree: int) -> float:
@@ -135,15 +135,15 @@ class DeadlineDegree(Policy):
     def _slack(self, task: Task, best: dict[Task, float]) -> tuple[float, int]:
         return self.ends[task] - task.left * best[task], task.id
 
-    def _options(self, task: Task, view: WorkerView, now: float, room: float) -> dict[int, int]:
-        """The degrees of the cheapest plan by which *task* ends in time, with the steps that it may do in a round at
-        each; at the fastest degree if no plan does."""
+    def _options(self, task: Task, view: WorkerView, now: float, span: float) -> dict[int, int]:
+        """The degrees of the cheapest plan by which *task* ends in time, with the steps that it may do at each in a
+        round with *span* seconds for steps; at the fastest degree if no plan does."""
         seconds = self._steps(task.shape, view)
-        fits = {degree: math.floor(room / step + EPSILON) for degree, step in seconds.items()}
+        fits = {degree: math.floor(span / step + EPSILON) for degree, step in seconds.items()}
         devices = view.group.devices_of(task)
         if view.group.change is None and devices:  # it stays where it is
-            return {len(devices): max(1, math.floor(room / self._at(task, view, len(devices)) + EPSILON))}
-        lasts = {degree: room / n for degree, n in fits.items() if n}  # a step, with its part of what is idle
+            return {len(devices): max(1, math.floor(span / self._at(task, view, len(devices)) + EPSILON))}
+        lasts = {degree: (self.until - now) / n for degree, n in fits.items() if n}  # a step, and what is idle
         plan = cheapest(lasts, task.left, self.ends[task] - now) or [max(lasts)]
         return {degree: fits[degree] for degree in plan}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from servetwin.core import BadInput, Decision, Policy, Task, WorkerView
+from servetwin.core import BadInput, Decision, Policy, Shape, Task, WorkerView
 from servetwin.core.parameters import at_least
 
 
@@ -31,6 +31,13 @@ class FixedDegree(Policy):
                 what = f"nobody knows what a step takes on {degree} devices of {view.name}"
                 right = ", ".join(map(str, view.group.degrees))
                 raise BadInput(what, where="policy fixed-degree: degree", right=right)
+        sizes = dict.fromkeys(_size(shape) for shape in view.group.shapes)
+        for size in self.by_size:
+            if size not in sizes and view.group.size > 1:
+                right = ", ".join(sizes) or "no by_size: requests have no sizes"
+                raise BadInput(
+                    f"no request at {view.name} is of {size!r}", where="policy fixed-degree: by_size", right=right
+                )
 
     def decide(self, view: WorkerView, now: float) -> Decision:
         free = view.group.free
@@ -40,6 +47,8 @@ class FixedDegree(Policy):
         return Decision()
 
     def _degree(self, task: Task) -> int:
-        shape = task.shape
-        size = f"{shape.height}x{shape.width}" if shape is not None else ""
-        return self.by_size.get(size, self.degree)
+        return self.degree if task.shape is None else self.by_size.get(_size(task.shape), self.degree)
+
+
+def _size(shape: Shape) -> str:
+    return f"{shape.height}x{shape.width}"

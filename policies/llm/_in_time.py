@@ -43,7 +43,7 @@ class InTime:
         self.view, self.slo, self.safety, self.rank, self.late_rank = view, slo, safety, rank, late_rank
         # Where what is pending may change while a task waits, all are looked at anew at each decision.
         self.fixed = not (view.limits.keep_freed or view.limits.enable_prefix_caching)
-        self.order = WaitingOrder(self._enter, fixed=self.fixed)
+        self.order = WaitingOrder(self._enter, fixed=self.fixed, anywhere=view.limits.passes_over)
         self.now = 0.0
         self.until: list[tuple[float, int, TokenTask]] = []  # by when a prefill must begin, of whom can be in time
 

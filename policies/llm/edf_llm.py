@@ -30,7 +30,8 @@ class EDFLLM(TokenPolicy):
 
         self.most = view.max_batched_tokens
         self.estimate = view.estimate_prefill
-        self.order = WaitingOrder(self._urgency, fixed=not view.limits.keep_freed)
+        limits = view.limits
+        self.order = WaitingOrder(self._urgency, fixed=not limits.keep_freed, anywhere=limits.passes_over)
         self.next_due = EarliestDue(self._due, self._growth)
 
     def decide(self, view: TokenView, now: float) -> Step:

@@ -82,7 +82,8 @@ class NeuStreamLLM(TokenPolicy):
         self.slo = view.slo
         self.base = self.b0 if self.b0 is not None else 1.1 * view.slo.d0
         self.pending_stays = not (view.limits.keep_freed or view.limits.enable_prefix_caching)
-        self.waits = WaitingOrder(self._look, fixed=not view.limits.keep_freed)
+        limits = view.limits
+        self.waits = WaitingOrder(self._look, fixed=not limits.keep_freed, anywhere=limits.passes_over)
         self.runs = NextTokens(view.slo, self.lenient_steps if self.lenient == "all" else 0, 0.02 * self.base)
         self.facts: dict[TokenTask, Fact] = {}
         self.sums = self._sums([])

@@ -31,7 +31,8 @@ class SJF(TokenPolicy):
 
     def start(self, view: TokenView) -> None:
         self.view = view
-        self.order = WaitingOrder(self._rank, fixed=not view.limits.keep_freed)
+        limits = view.limits
+        self.order = WaitingOrder(self._rank, fixed=not limits.keep_freed, anywhere=limits.passes_over)
 
     def decide(self, view: TokenView, now: float) -> Step:
         if not view.waiting:

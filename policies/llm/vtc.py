@@ -50,7 +50,8 @@ class VTC(TokenPolicy):
 
     def start(self, view: TokenView) -> None:
         self.most = view.max_batched_tokens
-        self.queues = WaitingOrder(self._tenant, fixed=not view.limits.keep_freed)
+        limits = view.limits
+        self.queues = WaitingOrder(self._tenant, fixed=not limits.keep_freed, anywhere=limits.passes_over)
 
     def counter(self, tenant: str) -> float:
         """The service that *tenant* has had, in weighted tokens; counted whole, so that it does not depend on how

@@ -45,9 +45,10 @@ class DeviceLoad(Router):
 
     def stretch(self, worker: WorkerState, present: int) -> float:
         """How much longer a request takes than alone while *present* share the device; they are batched as far as the
-        limit of its first loop (or of *worker*, if it has none) allows."""
+        limit of its first loop (or of *worker*, if it has none) allows. A group of devices serves each on one, so
+        that nobody takes longer until all have as many as they may."""
         main = next((w for w in self.on[worker.device] if w.stage.loop), worker)
-        if main.kind == "pool":
+        if main.kind in ("pool", "group"):
             return max(1.0, present / main.limit)
         if main.kind == "engine":
             return float(present)  # an LLM's step hardly depends on its batch: what counts is all there is to do

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servetwin.core.llm import EarliestDue, WaitingOrder, queue_order
 from servetwin.experiments.assembly import build
@@ -19,7 +19,10 @@ def anew(patch: pytest.MonkeyPatch) -> None:
 
     def follow(self: WaitingOrder, waiting: Any) -> bool:
         view = type("View", (), {"waiting": waiting})
-        self.kept = queue_order(view, getattr(self, "kept", []))
+        known = getattr(self, "known", {})  # with its preemptions: who was preempted since is new
+        kept = [task for task in getattr(self, "kept", []) if known.get(task, task.preemptions) == task.preemptions]
+        self.kept = queue_order(view, kept)
+        self.known = {task: task.preemptions for task in self.kept}
         self.entries = sorted([(self.key(task), place, task) for place, task in enumerate(self.kept)])
         return True
 
@@ -64,6 +67,41 @@ def test_in_any_world_a_policy_decides_as_if_it_kept_nothing(
         "workload.lengths.llm.output": {"draw": "uniform", "low": 1, "high": 200},
         "workload.lengths.llm.predict": {"model": "noisy", "sigma": 0.5},
         "deployment.workers.0.engine.blocks": blocks, "deployment.workers.0.engine.preemption": preemption,
+    }  # fmt: skip
+    if policy == "neustream-llm":
+        chosen.update({f"policy.params.{name}": value for name, value in options.items()})
+    experiment = load("opt-13b-a6000", [*chosen.items()])
+    found = [build.run(experiment)]
+    with pytest.MonkeyPatch.context() as patch:
+        anew(patch)
+        found.append(build.run(experiment))
+    assert found[0].as_dict() == found[1].as_dict()
+    assert found[0].e2el == found[1].e2el
+
+
+@settings(max_examples=3)
+@given(
+    st.sampled_from(["neustream-llm", "neustream-llm", "sjf", "srpt-llm", "vtc", "edf-llm"]),
+    st.sampled_from([3.0, 6.0]),
+    st.sampled_from([3, 4]),
+    st.integers(0, 99),
+    OPTIONS,
+)
+@example("neustream-llm", 3.0, 3, 0, {})
+def test_where_preempted_ones_stand_behind_others_too(
+    policy: str, rate: float, stages: int, seed: int, options: dict[str, Any]
+) -> None:
+    """With several steps in flight some are passed over, and one that is preempted again may come to stand in the
+    middle of the queue while another leaves it."""
+    chosen = {
+        "policy": policy, "rate": rate, "requests": 60, "seed": seed, "workload.draws": "seeded",
+        "time.table": "measured", "slo": {"prefill": 3, "decode": 3},
+        "workload.lengths.llm.predict": {"model": "noisy", "sigma": 0.5},
+        "deployment.workers.0.limit": 128,
+        "deployment.workers.0.engine": {
+            "max_batched_tokens": 2048, "blocks": 100,
+            "pipeline_parallel": {"pipeline_parallel_size": stages, "hop_seconds": 0.0, "source": "assumed"},
+        },
     }  # fmt: skip
     if policy == "neustream-llm":
         chosen.update({f"policy.params.{name}": value for name, value in options.items()})

@@ -87,6 +87,30 @@ def test_a_queue_that_changes_in_the_middle_is_ranked_anew() -> None:
     assert [task for _, _, task in order.entries] == [middle, last, first, new]
 
 
+def test_one_that_is_preempted_again_may_stand_behind_others() -> None:
+    """Where an engine passes some over: as many are there as before, and one of them is new."""
+    queue, order = Queue(), WaitingOrder(lambda task: task.prompt + task.generated, anywhere=True)
+    for prompt in (3, 1, 2, 7):
+        queue.comes(prompt)
+    passed, again, leaves, last = queue.waiting
+    for _ in range(2):
+        queue.begins(again, together=False)
+        again.base_generated += 4
+        queue.preempted(again)
+        queue.waiting.move_to_end(passed, last=False)
+        if leaves in queue.waiting and again.preemptions == 1:
+            assert order.follow(queue.waiting)
+            assert order.queue() == [again, passed, leaves, last]
+            del queue.waiting[leaves]
+            queue.comes(9)
+    new = next(reversed(queue.waiting))
+    assert order.follow(queue.waiting)
+    assert [task for _, _, task in order.entries] == [passed, last, again, new]
+    assert not order.follow(queue.waiting)
+    del queue.waiting[last]
+    assert order.follow(queue.waiting)
+
+
 def test_a_key_that_has_changed_is_ranked_again() -> None:
     queue, keys = Queue(), {0: 5, 1: 1, 2: 5}
     order = WaitingOrder(lambda task: keys[task.id])

@@ -72,6 +72,29 @@ def test_windows_are_what_a_count_by_hand_gives(tmp_path: Path, policy: str) -> 
     assert found.budget == pytest.approx(missed / total / 0.05)
 
 
+def test_who_waits_for_a_replica_waits(tmp_path: Path) -> None:
+    """Nobody serves before 10 s: all who came until then wait, though they are in no worker's queue."""
+    start = {"machine": 10.0, "source": "an example"}
+    scaler = {"name": "by_queue", "least": 0, "every": 1.0, "start": start}
+    arrivals = {"process": "schedule", "cv": 0.0, "rate": 2.0, "until": 40.0}
+    folder = images(tmp_path / "r", arrivals, "fcfs", deployment={"replicas": 2, "autoscaler": scaler})
+    (first, *_) = found = of_run(folder, 5.0).windows
+    assert (first.waiting, first.verdict) == (first.requests, "overloaded")
+    assert found[1].waiting == first.requests + found[1].requests
+    assert (found[-1].waiting, found[-1].verdict) == (0, "stable")
+
+
+@pytest.mark.parametrize("router", ["central", "by_batch"])
+def test_who_waits_in_a_central_queue_waits(tmp_path: Path, router: str) -> None:
+    """Two devices at far more than they serve: by any router as many wait as came and have not begun."""
+    arrivals = {"process": "schedule", "rate": 30.0, "until": 8.0}
+    folder = images(tmp_path / "r", arrivals, "fcfs", deployment={"replicas": 2, "router": router})
+    first = of_run(folder, 4.0).windows[0]
+    began = [min(stay["started"] for stay in r["stages"]) for r in request_lines(folder)]
+    assert first.verdict == "overloaded"
+    assert 10 < first.waiting == first.requests - sum(at <= 4.0 for at in began)
+
+
 def test_a_policy_that_drops_is_overloaded_all_the_same(tmp_path: Path) -> None:
     """Its queue stays short, for those that cannot be served in time leave it: more comes than is served."""
     found = of_run(images(tmp_path / "r", BUSY, "neustream"), 10.0)

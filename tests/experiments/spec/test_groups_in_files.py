@@ -13,8 +13,9 @@ from servetwin.core.invariants.checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.diffusion import Plan
 from servetwin.experiments.bound.most_met import most_met
-from servetwin.experiments.cli.output.run_output import device_lines
+from servetwin.experiments.cli.output.run_output import device_lines, input_lines
 from servetwin.experiments.spec.loading import load
+from servetwin.profiles.profile import DATA
 
 NAME = "flux-groups-published"
 
@@ -40,6 +41,51 @@ def test_what_requests_used_is_what_batches_took(policy: str, tmp_path: Path) ->
     assert (used["changes"] > 0) == (policy == "deadline-degree")
     (line,) = device_lines(summary)
     assert f"{used['changes']} changes of devices" in line
+
+
+@pytest.mark.parametrize("router", [None, "least_violating", "jsq"])
+def test_routers_weigh_groups(router: str | None, tmp_path: Path) -> None:
+    more = [("deployment.router", router)] if router else []
+    _, _, batches = run(tmp_path / "run", ("deployment.replicas", 2), *more)
+    assert {batch["worker"] for batch in batches} == {"transformer", "transformer@node.2"}
+
+
+def test_who_is_dropped_half_way_has_used_what_its_batches_took(tmp_path: Path) -> None:
+    policy = tmp_path / "half.py"
+    policy.write_text("""
+from servetwin.core import Decision, Policy
+
+
+class Half(Policy):
+    names_devices = heeds_shapes = True
+
+    def decide(self, view, now):
+        group, tasks = view.group, [task for task in (*view.running, *view.waiting) if not view.group.busy(task)]
+        for task in tasks:
+            if task.left <= 25:
+                return Decision(drop=[task])
+            devices = group.devices_of(task) or group.free[:2]
+            if len(devices) == 2 and set(devices) <= set(group.free):
+                return Decision([task], devices=devices)
+        return Decision()
+""")
+    _, requests, batches = run(tmp_path / "run", ("policy", str(policy)))
+    assert {record["outcome"] for record in requests} == {"dropped"}
+    for record in requests:
+        own = sum(2 * (b["end"] - b["start"]) for b in batches if record["id"] in b["requests"])
+        assert record["stages"][0]["device_seconds"] == pytest.approx(own)
+        assert own > 0.0
+
+
+def test_runs_say_that_their_times_are_estimated(tmp_path: Path) -> None:
+    text = (DATA / "h100" / "flux1-dev-by-degree.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("h100/flux1-dev-by-degree", "h100/mine"))
+    for name, file in (("flux1-dev-by-degree", "h100/flux1-dev-by-degree"), ("mine", str(tmp_path / "mine.yaml"))):
+        summary = build.run(load(NAME, [("requests", 3), ("deployment.devices.node", file)])).as_dict()
+        (line,) = summary["basis"]
+        assert line.startswith(f"profile h100/{name} is estimated")
+        assert "known error: not known" in line
+        assert line in input_lines(summary)
 
 
 def test_records_of_a_device_in_two_batches_are_found(tmp_path: Path) -> None:
@@ -79,6 +125,10 @@ WORKER = "deployment.workers.0"
         ([("policy", "edf")], "edf does not say on which devices of a group a batch runs .*fixed-degree"),
         ([(f"{WORKER}.gpus", 1)], "greater than or equal to 2"),
         ([("policy", {"name": "fixed-degree", "params": {"degree": 3}})], "on 3 devices of transformer .*1, 2, 4, 8"),
+        (
+            [("policy", {"name": "fixed-degree", "params": {"by_size": {"1024*1024": 2}}})],
+            "no request at transformer is of '1024.1024' .*256x256, 512x512, 1024x1024, 2048x2048",
+        ),
         ([(f"{WORKER}.intake", "after")], "takes in what arrives at once"),
         (
             [("deployment.devices.node", "h100/sd15-512"), ("workload.classes", {})],
@@ -90,7 +140,7 @@ WORKER = "deployment.workers.0"
         ),
         ([("deployment.prices", {"node": {"per_hour": 1.0, "source": "none"}})], "prices of groups of devices"),
     ],
-    ids=["policy", "one", "degree", "intake", "profile", "actions", "prices"],
+    ids=["policy", "one", "degree", "size", "intake", "profile", "actions", "prices"],
 )
 def test_what_does_not_fit_is_refused_in_one_line(settings: list[tuple[str, Any]], wrong: str) -> None:
     with pytest.raises(BadInput, match=wrong):

@@ -84,6 +84,27 @@ def test_a_request_keeps_its_devices_while_it_needs_as_many(change: float | None
     assert len({bar.devices for bar in run.bars if bar.run == (0,)}) == 1
 
 
+@pytest.mark.parametrize("change", [0.0, 1e-9, 0.1, 5.0])
+def test_a_round_has_its_steps_whatever_a_change_takes(change: float) -> None:
+    """A request alone on all devices does five steps before another one is let in, and pays for no change."""
+    run = play(
+        DeadlineDegree(round_steps=5),
+        [Job(7, slo=60.0), Job(3, at=0.01, slo=60.0)],
+        seconds=1.0,
+        gpus=8,
+        change=change,
+    )
+    assert min(bar.start for bar in run.bars if bar.run == (1,)) == pytest.approx(5 * STEP[8])
+
+
+@pytest.mark.parametrize("round_steps", [1, 2, 5])
+@pytest.mark.parametrize("change", [0.0, 0.1, 0.31, 5.0])  # a step takes 0.3 s on eight devices
+def test_a_change_that_takes_longer_than_a_step_ends_nothing(round_steps: int, change: float) -> None:
+    jobs = [Job(7, slo=60.0), Job(3, at=0.01, slo=60.0), Job(3, at=0.7, slo=1.0)]
+    run = play(DeadlineDegree(round_steps), jobs, seconds=1.0, gpus=8, change=change)
+    assert [len(degrees(run, request)) for request in range(3)] == [7, 3, 3]
+
+
 @settings(max_examples=60, deadline=None)
 @given(steps=st.integers(1, 12), within=st.floats(0.1, 14.0))
 def test_no_plan_of_two_degrees_is_cheaper(steps: int, within: float) -> None:
