@@ -124,6 +124,10 @@ class Batch:
         """How many of its iterations are over *now*, while it is in flight."""
         return self.count - 1
 
+    def computing(self, until: float) -> list[tuple[int, float, float]]:
+        """(device of its worker, from when, to when), up to *until*: where and when it computes."""
+        return [(device, self.start, until) for device in self.devices or (0,)]
+
     def details(self) -> dict[str, Any]:
         """What a record of it says beside what is said of each."""
         said: dict[str, Any] = {"reused": [task.id for task in self.reused]} if self.reused else {}

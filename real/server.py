@@ -305,7 +305,7 @@ def _meet(by_device: Mapping[str, DeviceSlots | RemoteSlots], workers: Sequence[
 
 def _exercise(slots: DeviceSlots, seconds: float) -> None:
     """Keep a GPU busy for a moment, so that it does not start from its idle clock."""
-    runner = slots.runners.get(slots.kind.loop)
+    runner = next((slots.runners[name] for name in slots.kind.loops if name in slots.runners), None)
     if not slots.gpu or runner is None:
         return
     until = time.monotonic() + seconds

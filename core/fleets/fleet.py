@@ -97,7 +97,7 @@ class Fleet:
 
         def heard(batch: Batch) -> None:
             replica = self.of[self._by_number[batch.worker.number]]
-            replica.computed(batch.start, batch.end)
+            replica.computed(batch)
             hear(batch)
             if replica.state == "draining":
                 self._look_soon()

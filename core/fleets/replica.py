@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from ..policy import Batch
 from ..serving.worker import Handle, Worker
 
 State = Literal["off", "starting", "ready", "draining"]
@@ -20,7 +21,13 @@ class Replica:
         self.since = 0.0  #: when it came to be in this state
         self.timer: Handle | None = None  #: of its start
         self.held: list[tuple[float, float | None]] = []  #: from when to when, None: still
-        self.spans: list[tuple[float, float]] = []  # in which it computed, in order
+        #: By device, in order: when it computed. (Threads of pools are no devices.)
+        self.spans: dict[tuple[str, int], list[tuple[float, float]]] = {
+            (worker.device, number): []
+            for worker in workers
+            if worker.kind != "pool"
+            for number in range(worker.device_count)
+        }
 
     def turn(self, state: State, now: float) -> None:
         """From *now* on it is in that *state*."""
@@ -28,7 +35,8 @@ class Replica:
             self.held.append((now, None))
         if state == "off":
             self.held[-1] = (self.held[-1][0], now)
-            self.spans.clear()
+            for spans in self.spans.values():
+                spans.clear()
         self.state, self.since = state, now
 
     @property
@@ -39,27 +47,33 @@ class Replica:
     @property
     def empty(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.present and all(w.view.in_flight is None and not w.view.backlog for w in self.workers)
+        return not self.present and all(not w.batches_under_way and not w.view.backlog for w in self.workers)
 
-    def computed(self, start: float, end: float) -> None:
-        """One of its workers computed from *start* to *end*; those of one worker are told in the order of their
-        ends."""
-        spans = self.spans
-        while spans and spans[-1][1] >= start:
-            start = min(start, spans.pop()[0])
-        spans.append((start, end))
+    def computed(self, batch: Batch) -> None:
+        """*batch* of one of its workers is over; those of one worker are told in the order of their ends."""
+        for number, start, end in batch.computing(batch.end):
+            spans = self.spans[batch.worker.device, number]
+            while spans and spans[-1][1] >= start:
+                start, end = min(start, spans[-1][0]), max(end, spans.pop()[1])
+            spans.append((start, end))
 
     def busy(self, since: float, now: float) -> float:
-        """Seconds since then in which it computed; what lies before is forgotten."""
-        spans = self.spans
-        while spans and spans[0][1] <= since:
-            del spans[0]
-        total = sum(end - max(start, since) for start, end in spans)
-        begun = [w.view.in_flight.start for w in self.workers if w.view.in_flight is not None]
-        if begun:
-            last = spans[-1][1] if spans else since
-            total += now - max(min(begun), last, since)
-        return total
+        """Seconds since then in which it computed, on average over its devices; what lies before is forgotten."""
+        if not self.spans:
+            return 0.0
+        going: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for batch in [batch for worker in self.workers for batch in worker.batches_under_way]:
+            for number, start, end in batch.computing(now):
+                going.setdefault((batch.worker.device, number), []).append((start, end))
+        total = 0.0
+        for device, spans in self.spans.items():
+            while spans and spans[0][1] <= since:
+                del spans[0]
+            reached = since
+            for start, end in sorted([*spans, *going.get(device, ())]):
+                total += max(0.0, end - max(start, reached))
+                reached = max(reached, end)
+        return total / len(self.spans)
 
     def held_between(self, since: float, until: float) -> list[tuple[float, float]]:
         """The times between those in which it was held."""

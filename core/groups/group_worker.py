@@ -70,6 +70,14 @@ class GroupWorker(ManyInFlight):
         return self.view.limit * self.size
 
     @property
+    def device_count(self) -> int:
+        return self.size
+
+    @property
+    def batches_under_way(self) -> Sequence[Batch]:
+        return [*dict.fromkeys(self.flying.values())]
+
+    @property
     def room(self) -> bool:
         return len(self.flying) < self.size
 

@@ -32,12 +32,14 @@ class TokenBatch(Batch):
     before the (first) step. *chosen* are those tasks if they are not all that can. *preempted* are those that
     lost their memory for this step, *swapped* the blocks that move to and from the host before it (or adapters
     that come, where an engine has such), *free* those that were free when it was launched. An executor sets
-    *took*, the seconds of the (last) step, besides what it sets of any `Batch`.
+    *took*, the seconds of the (last) step, besides what it sets of any `Batch`, and where a model stands on several
+    devices in *stages* from when to when each of them computes it.
     """
 
     iterations = 1
     preempted: Sequence[TokenTask] = ()
     regrouped: Regrouped | None = None  #: where the engine's host has to do with that
+    stages: Sequence[tuple[float, float]] = ()
     launched: float | None = None  #: when the host has launched it, where the executor says so
 
     # All that each step asks for is set at once: looking for what is not there, on the way to a default, costs more.
@@ -82,6 +84,11 @@ class TokenBatch(Batch):
     def over(self, now: float) -> int:
         """An engine beside others may be ahead of them (`servetwin.sim.llm.look_ahead_lane`)."""
         return bisect_left(self.ends, now) if self.ends is not None and self.count > 1 else self.count - 1
+
+    def computing(self, until: float) -> list[tuple[int, float, float]]:
+        if not self.stages:
+            return super().computing(until)
+        return [(stage, start, min(end, until)) for stage, (start, end) in enumerate(self.stages) if start < until]
 
     def details(self) -> dict[str, Any]:
         return {

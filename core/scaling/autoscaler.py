@@ -16,9 +16,9 @@ class FleetState(NamedTuple):
     *ready* replicas serve, *starting* ones will, *draining* ones only end what they have. *waiting* counts requests
     that have not begun at a worker, on the wire and centrally held ones included, *running* those that have; where a
     request is at several stages at once it counts at each. Over the last *window* seconds (fewer at the beginning):
-    *arrived*, *ended* and *met* count requests, and *utilisation* is the share of the time in which replicas that
-    serve computed (0 to 1; 0 if there were none). *limit* is how many requests run at once in one replica at most
-    (in one with a group of devices: on a single device each).
+    *arrived*, *ended* and *met* count requests, and *utilisation* is the share of the time in which the devices of
+    replicas that serve computed (0 to 1; 0 if there were none; threads of pools are no devices). *limit* is how many
+    requests run at once in one replica at most (in one with a group of devices: on a single device each).
     """
 
     time: float

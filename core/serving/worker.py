@@ -25,7 +25,7 @@ from ..isolation.purity import innocent
 from ..isolation.read_only import closed
 from ..isolation.task_ledger import WRITABLE, Books
 from ..pipeline import Stage
-from ..policy import Decision, PolicyBase, WorkerView
+from ..policy import Batch, Decision, PolicyBase, WorkerView
 from ..records import Recorder
 from ..request import Outcome, Place, Request, Task
 from ..routing import WorkerState
@@ -186,6 +186,16 @@ class Worker:
     def most(self) -> int:
         """How many requests run here at once at most."""
         return self.view.limit
+
+    @property
+    def device_count(self) -> int:
+        """On how many devices it computes."""
+        return 1
+
+    @property
+    def batches_under_way(self) -> Sequence[Batch]:
+        """The batches that have begun and are not over."""
+        return () if self.view.in_flight is None else (self.view.in_flight,)
 
     @property
     def kv_use(self) -> float:

@@ -465,7 +465,7 @@ def _check_steps(planned: list[Request], server: Server) -> None:
     from servetwin.real.diffusion.noise_schedule import steps_table
 
     kind = server.kind
-    for steps in {request.work[kind.loop] for request in planned}:
+    for steps in {kind.steps(request.work) for request in planned}:
         steps_table(kind.sampling.chosen(server.options.scheduler), steps, kind.sampling, kind.tokens(kind.latent))
 
 

@@ -155,8 +155,9 @@ def _found(model: str, without: Sequence[str]) -> Kind:
     for module in without:
         if module not in kind.modules:
             what = f"{kind.name} has no module {module!r}"
-            raise BadInput(what, where="--without", right=f"one of {', '.join(kind.optional) or 'none'}")
-    return kind.with_modules([module for module in kind.modules if module not in without])
+            may = [*kind.optional, *(kind.loops if len(kind.loops) > 1 else ())]
+            raise BadInput(what, where="--without", right=f"one of {', '.join(may) or 'none'}")
+    return kind.profiled_without(without)
 
 
 def check_target(out: Path, name: str | None) -> None:

@@ -185,8 +185,20 @@ def as_trained(kind: Kind, weights: Path) -> Kind:
     """*kind* as the checkpoint *weights* was trained: with networks that predict noise, or v, as its scheduler says.
 
     Raises `BadInput` if it was trained in another way than samplers here go back. A checkpoint that says nothing is
-    taken for one of *kind*.
+    taken for one of *kind*. Where the networks of several loops have checkpoints of their own, all must predict the
+    same.
     """
+    found = _as_trained(kind, weights)
+    places = [weights / kind.folders.get(name, name) for name in kind.loops]
+    for place in places:
+        path = place.parent / "scheduler" / "scheduler_config.json"
+        if place.parent != weights and _as_trained(kind, place.parent).sampling != found.sampling:
+            what = f"its network predicts other things than that of {places[0]}"
+            raise BadInput(what, where=str(path), right=f"prediction_type: {_SAID[found.sampling.prediction]}")
+    return found
+
+
+def _as_trained(kind: Kind, weights: Path) -> Kind:
     path = weights / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return kind
@@ -205,6 +217,7 @@ def as_trained(kind: Kind, weights: Path) -> Kind:
     return replace(kind, sampling=replace(sampling, prediction=predicts))
 
 
+_SAID = {prediction: said for said, prediction in _PREDICTIONS.items()}
 _OTHERS = {True: "the velocity of a flow", False: "noise or v"}
 
 

@@ -14,24 +14,27 @@ from servetwin.core import BadInput, Request, ServeTwinError, Shape
 from .graph_runner import WIDTH, GraphRunner
 from .kind import Kind
 from .networks import REUSE, Model
-from .noise_schedule import steps_table
+from .noise_schedule import begun_anew, steps_table
 from .options import Options
 
+#: Iterations of a request, by the module that loops.
+Work = Mapping[str, int]
 #: A number that no request has.
 NOBODY = -1
 
 
 class Progress:
     """Where a request stands on a device: its *slot*, and the rows of its denoising steps once it has begun them.
-    *shape* is what the request says (None: nothing)."""
+    *shape* is what the request says (None: nothing), *loop* the module whose steps they are."""
 
-    __slots__ = ("done", "request", "rows", "shape", "slot")
+    __slots__ = ("done", "loop", "request", "rows", "shape", "slot")
 
     def __init__(self, request: int, slot: int, shape: Shape | None = None) -> None:
         self.request = request
         self.slot = slot
         self.shape = shape
         self.rows: np.ndarray | None = None
+        self.loop: str | None = None
         self.done = 0
 
 
@@ -165,7 +168,7 @@ class DeviceSlots:
     def priority(self, module: str) -> int:
         """The priority of the streams on which *module* is captured and runs: -1 goes before 0."""
         first = self.options.first
-        return -1 if first != "none" and (first == "loop") == (module in (self.kind.loop, REUSE)) else 0
+        return -1 if first != "none" and (first == "loop") == (module in (*self.kind.loops, REUSE)) else 0
 
     # -- slots ------------------------------------------------------------------------------------------
 
@@ -215,7 +218,7 @@ class DeviceSlots:
         begin, way = time.perf_counter(), HandOver()
         mine = self.progress[request]
         theirs = other.occupy(request, mine.shape)
-        theirs.rows, theirs.done = mine.rows, mine.done
+        theirs.rows, theirs.done, theirs.loop = mine.rows, mine.done, mine.loop
         if mine.rows is not None:
             theirs.rows = mine.rows.copy()
             theirs.rows[:, 0] = theirs.slot
@@ -269,17 +272,31 @@ class DeviceSlots:
 
     # -- work, on the current stream ---------------------------------------------------------------------
 
-    def begin(self, progress: Progress, steps: int) -> None:
-        """Set up noise and schedule of a request that starts its loop."""
+    def begin(self, progress: Progress, steps: int, loop: str | None = None, work: Work | None = None) -> None:
+        """Set up noise and schedule of a request that starts *steps* steps of *loop* (None: the first).
+
+        Of a model with several loops *work* says how many steps each has of the request (None: this one has all):
+        together they are one noise schedule, of which a later loop has the end, and the latents of the one before.
+        """
         options, kind = self.options, self.kind
-        table = steps_table(self.sampler, steps, kind.sampling, self.model.rooms[progress.shape].tokens)
+        loop = loop or kind.loop
+        before, whole = 0, steps
+        if len(kind.loops) > 1 and work is not None:
+            before, whole = kind.steps_before(loop, work), kind.steps(work)
+        tokens = self.model.rooms[progress.shape].tokens
+        table = steps_table(self.sampler, whole, kind.sampling, tokens)
+        part = table.rows[before : before + steps]
+        if before:
+            part = begun_anew(part)
         rows = np.empty((steps, WIDTH), dtype=np.float32)
         rows[:, 0] = progress.slot
-        rows[:, 1:5] = table.rows[:, :4]
+        rows[:, 1:5] = part[:, :4]
         rows[:, 5] = kind.guidance
-        rows[:, 6:] = table.rows[:, 4:]
-        progress.rows = rows
+        rows[:, 6:] = part[:, 4:]
+        progress.rows, progress.loop = rows, loop
         progress.done = 0
+        if before:
+            return
         seed = (options.seed << 32) + progress.request
         with self._lock:
             self.model.noise(progress.slot, seed, table.first, self.generator, progress.shape)
@@ -287,7 +304,7 @@ class DeviceSlots:
     def step(self, batch: Sequence[Progress], runner: GraphRunner | None = None) -> None:
         """One iteration, on *runner* (None: the first). Who has done all its steps just stays: its latents do not
         change."""
-        runner = runner or self.runners[self.kind.loop]
+        runner = runner or self.runners[batch[0].loop or self.kind.loop]
         into = runner.rows()
         for i, progress in enumerate(batch):
             rows = progress.rows

@@ -35,7 +35,8 @@ class DiffusionModel:
     """Serves each of *kinds*. An object of it belongs to one device.
 
     ServeTwin sets *networks*, by module, on *device* and of *dtype*, and *network*, the loop's (itself, or what
-    ``torch.compile`` makes of it), before it calls `prepare`.
+    ``torch.compile`` makes of it), before it calls `prepare`. Where several modules loop, *looped* has the same of
+    each.
     """
 
     #: The models that this class serves.
@@ -49,6 +50,7 @@ class DiffusionModel:
         self.dtype = dtype
         self.networks: dict[str, nn.Module] = {}
         self.network: Callable[..., Any] = _no_network
+        self.looped: dict[str, Callable[..., Any]] = {}
 
     # -- networks -----------------------------------------------------------------------------------------
 
@@ -83,6 +85,12 @@ class DiffusionModel:
         guidance scales *guidance* (batch; None: without guidance, which is asked of an *unguided* `Kind` alone). The
         requests are at *index* in the tensors of *slots*; all are of one shape."""
         raise NotImplementedError
+
+    def predictor(self, module: str) -> Callable[..., Tensor]:
+        """What *module*, which loops, predicts: a method ``predict_MODULE`` with the arguments of `predict`, or else
+        that one."""
+        found: Callable[..., Tensor] = getattr(self, f"predict_{module}", self.predict)
+        return found
 
     def update(self, slots: Mapping[str, Tensor], index: Tensor, x: Tensor, out: Tensor, rows: Tensor) -> Tensor:
         """The latents after a step, from those before it (*x*) and the prediction *out*; both in single precision.

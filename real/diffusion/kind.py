@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,8 +62,9 @@ _SPELT = {"epsilon": "noise", "v_prediction": "v", "flow": "a flow's velocity"}
 class Kind:
     """A model as it is served.
 
-    *chain* are its modules in order, each with whether it loops; *groups* the modules of each worker, as NeuStream
-    deploys it (left out: the loop alone, and what is before and after it). *optional* modules may be left out of a
+    *chain* are its modules in order, each with whether it loops; of several loops each goes on with the latents of
+    the one before, in the same noise schedule. *groups* are the modules of each worker, as NeuStream deploys it (left
+    out: each loop alone, and what is before, between and after them). *optional* modules may be left out of a
     pipeline. *networks* are the configurations of the modules' networks, *folders* where each lies in a checkpoint
     (left out: in a folder of its name). *image* is the height in pixels, *width* the width (None: the same),
     *frames* how many images a video has; *latent* is the shape of what the loop works on (channels, [frames,]
@@ -110,17 +112,29 @@ class Kind:
 
     @property
     def loop(self) -> str:
-        """The module that iterates."""
-        return next(name for name, loops in self.chain if loops)
+        """The module that iterates; the first, if there are several."""
+        return self.loops[0]
+
+    @property
+    def loops(self) -> tuple[str, ...]:
+        """The modules that iterate."""
+        return tuple(name for name, loops in self.chain if loops)
+
+    def steps(self, work: Mapping[str, int]) -> int:
+        """Denoising steps of a request with the iterations *work*, through all loops (1 in one that is not named)."""
+        return sum(work.get(name, 1) for name in self.loops)
+
+    def steps_before(self, loop: str, work: Mapping[str, int]) -> int:
+        """Those of them that are over when the request comes to *loop*."""
+        return sum(work.get(name, 1) for name in self.loops[: self.loops.index(loop)])
 
     @property
     def placement(self) -> list[list[str]]:
         """A worker for each of these groups: what NeuStream does."""
         if self.groups:
             return [list(group) for group in self.groups]
-        at = self.modules.index(self.loop)
-        found = [list(self.modules[:at]), [self.loop], list(self.modules[at + 1 :])]
-        return [group for group in found if group]
+        found = itertools.groupby(self.chain, key=lambda part: part[0] if part[1] else "")
+        return [[name for name, _ in parts] for _, parts in found]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -192,11 +206,30 @@ class Kind:
 
     def with_modules(self, modules: Sequence[str]) -> Kind:
         """This model with *modules* only. Raises `BadInput` where one is left out that must not be, or is not its."""
+        self._check_modules(modules)
+        return self._only(modules)
+
+    def profiled_without(self, left_out: Sequence[str]) -> Kind:
+        """This model without some modules, as it is profiled: with one loop, whichever it is. Raises `BadInput`."""
+        kept = [m for m in self.modules if m not in left_out]
+        if len(self.loops) == 1:
+            return self.with_modules(kept)
+        if len([m for m in self.loops if m in kept]) != 1:
+            what = f"{self.name} loops in {' and '.join(self.loops)}, and a profile is of one of them"
+            right = " or ".join(f"--without {m}" for m in self.loops)
+            raise BadInput(what, where="--without", right=right)
+        rest = [m for m in self.modules if m in kept or m in self.loops]
+        self._check_modules(rest)
+        return self._only(kept)
+
+    def _check_modules(self, modules: Sequence[str]) -> None:
         lacks = [m for m in self.modules if m not in modules and m not in self.optional]
         if lacks or [m for m in self.modules if m in modules] != list(modules):
             may = f" ({', '.join(self.optional)} may be left out)" if self.optional else ""
             what = f"{self.name} cannot be served as {' -> '.join(modules)}"
             raise BadInput(what, right=f"{' -> '.join(self.modules)}{may}")
+
+    def _only(self, modules: Sequence[str]) -> Kind:
         if tuple(modules) == self.modules:
             return self
         groups = ([m for m in group if m in modules] for group in self.placement)

@@ -46,6 +46,10 @@ class Lane:
         slots.check(stage.modules)
         self.last = not stage.next
         self.converts = self.last and OUTPUT in slots.model.bodies
+        if stage.actions is not None and len(slots.kind.loops) > 1:
+            loops = " and ".join(slots.kind.loops)
+            what = f"{worker.name} may change its steps, and a request of {slots.kind.name} loops in {loops}"
+            raise BadInput(what, right="a pipeline without actions")
         reuses = stage.actions is not None and stage.actions.reuse
         if reuses and not slots.options.reuse:
             what = f"{worker.name} may reuse predictions, which {slots.kind.name} does not keep here"
@@ -106,12 +110,12 @@ class Lane:
             for module in stage.modules:
                 slots.once(module, progress, runners[module])
         else:
-            joining = [i for i, p in enumerate(progress) if p.rows is None]
+            joining = [i for i, p in enumerate(progress) if p.loop != stage.loop]
             if joining:
                 for module in stage.before:
                     slots.once(module, [progress[i] for i in joining], runners[module])
                 for i in joining:
-                    slots.begin(progress[i], batch.tasks[i].iterations)
+                    slots.begin(progress[i], batch.tasks[i].iterations, stage.loop, batch.tasks[i].request.work)
             again = {task.request.id for task in batch.reused}
             computed = [p for p in progress if p.request not in again] if again else progress
             for _ in range(batch.iterations):
@@ -158,7 +162,9 @@ class StreamLane(Lane):
         slots, stage = self.slots, self.worker.stage
         known = slots.progress.get(task.id)
         settled = stage.actions is None  # else its policy says how many steps it has when it begins
-        begins = settled and stage.loop is not None and not stage.before and (known is None or known.rows is None)
+        begins = (
+            settled and stage.loop is not None and not stage.before and (known is None or known.loop != stage.loop)
+        )
         if known is not None and not begins:
             return
         if known is None and len(slots.free) <= self.worker.view.limit:
@@ -166,7 +172,7 @@ class StreamLane(Lane):
         with torch.no_grad(), torch.cuda.stream(self.side):
             progress = slots.take(task.request)
             if begins:
-                slots.begin(progress, task.left)
+                slots.begin(progress, task.left, stage.loop, task.request.work)
             self.prepared.record(self.side)
         if slots.gpu:  # for another lane too, if this one never runs it
             slots.pending[progress.slot] = self.prepared

@@ -125,9 +125,12 @@ def _check(kind: object, where: type[DiffusionModel], place: str) -> None:
     if not isinstance(kind, Kind):
         raise BadInput(f"{kind!r} is no kind of model", where=at, right="servetwin.real.Kind(...)")
     loops = [name for name, loop in kind.chain if loop]
-    if len(loops) != 1:
-        what = f"{len(loops)} modules that loop ({', '.join(loops)})" if loops else "no module that loops"
-        raise BadInput(f"{kind.name} has {what}", where=at, right="one")
+    if not loops:
+        raise BadInput(f"{kind.name} has no module that loops", where=at, right="one")
+    silent = [name for name in loops[1:] if not callable(getattr(where, f"predict_{name}", None))]
+    if silent:
+        right = f"def predict_{silent[0]}(self, slots, index, x, t, guidance)"
+        raise BadInput(f"{kind.name} loops in {silent[0]!r} too, which predicts nothing", where=at, right=right)
     lacks = [n for n, loop in kind.chain if not loop and not callable(getattr(where, n, None))]
     if lacks:
         raise BadInput(
@@ -145,8 +148,9 @@ def _check(kind: object, where: type[DiffusionModel], place: str) -> None:
     if [m for group in kind.placement for m in group] != list(kind.modules):
         right = ", ".join(kind.modules)
         raise BadInput(f"the groups of {kind.name} are not its modules in order", where=at, right=right)
-    if [kind.loop] not in kind.placement:  # what the profiler takes apart
-        right = f"a group ({kind.loop!r},)"
+    shared = [name for name in loops if [name] not in kind.placement]  # what the profiler takes apart
+    if shared:
+        right = f"a group ({shared[0]!r},)"
         raise BadInput(f"{kind.name}: a worker of the loop has other modules", where=at, right=right)
 
 

@@ -71,8 +71,10 @@ class Model:
                 dtype = definition.dtype_of(name, network)
                 _cast(network.requires_grad_(False).eval(), device, dtype)
                 self.networks[name] = network
-        # What runs the loop's network; the CUDA graphs are captured of it.
-        definition.network = apply(self.networks[kind.loop], self.execution, kind.rows)
+        # What runs the loops' networks; the CUDA graphs are captured of it.
+        for name in kind.loops:
+            definition.looped[name] = apply(self.networks[name], self.execution, kind.rows)
+        definition.network = definition.looped[kind.loop]
         with torch.no_grad():
             definition.prepare()
         self.lay_out(shapes)
@@ -142,6 +144,7 @@ class Model:
         """Let go of the networks of all but these *modules*."""
         for name in set(self.networks) - modules:
             del self.networks[name]
+            self.definition.looped.pop(name, None)
         if self.kind.loop not in modules:
             del self.definition.network
 
@@ -182,10 +185,11 @@ class Model:
         led = room.kind.rows == self.kind.rows
         if module == REUSE:
             return lambda rows: self._reuse(state, rows)
-        if module != self.kind.loop:
+        if module not in self.kind.loops:
             run = definition.body(module)
             assert run is not None
             return lambda rows: run(state, rows[:, 0].long())
+        predict = definition.predictor(module)
         layout = torch.channels_last if self.execution.channels_last else torch.contiguous_format
 
         def step(rows: Tensor) -> None:
@@ -195,7 +199,7 @@ class Model:
             x = latents.index_select(0, index)
             scale = rows[:, 2].view(-1, *(1,) * (x.dim() - 1))
             seen = (x * scale).to(self.dtype).contiguous(memory_format=layout)
-            out = definition.predict(state, index, seen, rows[:, 1], rows[:, 5] if led else None).float()
+            out = predict(state, index, seen, rows[:, 1], rows[:, 5] if led else None).float()
             if "predicted" in state:
                 state["predicted"].index_copy_(0, index, out.contiguous())
             latents.index_copy_(0, index, definition.update(state, index, x, out, rows).contiguous())

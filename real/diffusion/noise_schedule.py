@@ -180,6 +180,15 @@ def _two_steps(
     return _table(timesteps, np.ones(steps), keep, add, 1.0, back, own, theirs)
 
 
+def begun_anew(rows: np.ndarray) -> np.ndarray:
+    """The *rows* of a `StepsTable` from one in the middle on, for a network that has predicted nothing yet: the first
+    is of order one, as it is with a scheduler of its own in diffusers."""
+    found = rows.copy()
+    keep, add, back, own, theirs = rows[0, 2:]
+    found[0, 2:5] = keep + back * own, add + back * theirs, 0.0
+    return found
+
+
 def _table(
     t: np.ndarray, scale: np.ndarray, keep: np.ndarray, add: np.ndarray, first: float, *two: np.ndarray
 ) -> StepsTable:

@@ -24,7 +24,7 @@ import torch
 import torch.multiprocessing
 from servetwin.core import BadInput, Batch, ServeTwinError, Shape, Stage, Worker
 
-from .device_slots import DeviceSlots, Progress
+from .device_slots import DeviceSlots, Progress, Work
 from .kind import Kind
 from .lanes import Done, Lane, Sink, limits_of
 from .options import Options
@@ -41,8 +41,8 @@ PRELOADED = (
 )
 #: What runs between a batch and a worker: (iterations, leaves, tasks, requests that have ended, requests that take
 #: their last prediction again); a task is (request, its shape, slot, whether it is new here, its iterations, what is
-#: left of them).
-Job = tuple[int, int, list[tuple[int, Shape | None, int, bool, int, int]], list[int], list[int]]
+#: left of them, and those in each loop where there are several).
+Job = tuple[int, int, list[tuple[int, Shape | None, int, bool, int, int, Work | None]], list[int], list[int]]
 
 
 class RemoteSlots:
@@ -197,7 +197,11 @@ class ProcessLane(Lane):
     def start(self, batch: Batch, done: Done) -> None:
         self.batch, self.done = batch, done
         slots, loops = self.remote, self.worker.stage.loop is not None
-        tasks = [(t.id, t.request.shape, *slots.slot(t.id), t.iterations, t.left) for t in batch.tasks]
+        several = len(slots.kind.loops) > 1
+        tasks = [
+            (t.id, t.request.shape, *slots.slot(t.id), t.iterations, t.left, t.request.work if several else None)
+            for t in batch.tasks
+        ]
         if self.last and self.sink is not None:
             steps = batch.iterations
             leaving = [t for t in tasks if not loops or t[5] <= steps]
@@ -337,10 +341,10 @@ def _batch(slots: DeviceSlots, job: Job) -> SimpleNamespace:
     for request in ended:
         slots.progress.pop(request, None)
     kept: Sequence[SimpleNamespace] = [
-        SimpleNamespace(request=SimpleNamespace(id=number, shape=shape), iterations=whole, left=left)
-        for number, shape, _, _, whole, left in tasks
+        SimpleNamespace(request=SimpleNamespace(id=number, shape=shape, work=work), iterations=whole, left=left)
+        for number, shape, _, _, whole, left, work in tasks
     ]
-    for number, shape, slot, new, _, _ in tasks:
+    for number, shape, slot, new, *_ in tasks:
         if number not in slots.progress:
             slots.progress[number] = Progress(number, slot, shape)
             if new:

@@ -33,12 +33,15 @@ class PipelineLane:
         batch.launched = now + host.launching(batch)
         hop = stages.hop + stages.hop_each * (batch.prefilled + batch.decode)
         seconds, there = self.seconds(batch), now + host.beginning(batch)
+        spans = []
         for stage, share in enumerate(stages.shares):
             start = max(there, free[stage])
             if not stage:
                 batch.start = start
             end = free[stage] = start + share * seconds
+            spans.append((start, end))
             there = end + hop
+        batch.stages = spans
         self._steps.append((batch, done, Timer(self.calendar, end, self._end)))
 
     def _end(self) -> None:

@@ -36,6 +36,7 @@ RUN_ELSEWHERE = {
     ("docs/guides/real-execution.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin run two.yaml"): "tests/real/diffusion/test_devices.py",
     ("docs/guides/diffusion-models.md", "servetwin profile digits.py"): "tests/real/diffusion/test_own_model.py",
+    ("docs/guides/diffusion-models.md", "servetwin profile tiny-sdxl"): "tests/real/diffusion/test_refiner.py",
     ("docs/guides/request-shapes.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_shapes.py",
     ("docs/guides/explore.md", "servetwin explore"): "tests/experiments/exploring/test_explore_server.py",
     ("docs/guides/vllm.md", "servetwin run tiny-opt-cpu"): "tests/real/vllm/test_guide.py",

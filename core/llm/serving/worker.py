@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 from ...isolation.answers import write_fault
 from ...pipeline import Stage
+from ...policy import Batch
 from ...request import Request, Task
 from ...serving.worker import Loop
 from ..limits import EngineLimits
@@ -92,6 +93,15 @@ class TokenWorker(LLMWorker):
 
     def seconds_alone(self, request: Request, now: float) -> float:
         return self.engine.seconds_alone(request, now)
+
+    @property
+    def device_count(self) -> int:
+        return self.view.limits.pipeline_parallel_size
+
+    @property
+    def batches_under_way(self) -> Sequence[Batch]:
+        begun = super().batches_under_way
+        return [*begun, *self.view.backlog] if begun and self.device_count > 1 else begun
 
     def finds(self, *, kept: bool = False) -> Callable[[Request], int]:
         cache, stage = self.view.cache, self.stage

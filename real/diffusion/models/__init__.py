@@ -5,6 +5,7 @@
 `dit`                   DiT-S/2 and DiT-XL/2
 `palette`               Palette, image to image
 `sdxl`                  Stable Diffusion XL (its base model)
+`sdxl_refiner`          the same, followed by its refiner
 `flux`                  FLUX.1 dev and schnell
 `sd3`                   Stable Diffusion 3 medium
 `pixart`                PixArt-Sigma

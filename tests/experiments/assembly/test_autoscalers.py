@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from servetwin.core import BadInput, Recorder
 from servetwin.core.invariants.checker import InvariantChecker
+from servetwin.core.scaling.autoscaler import FleetState
 from servetwin.experiments.assembly import build
 from servetwin.experiments.registry import autoscaler_registry, router_registry
 from servetwin.experiments.spec.experiment import Experiment
@@ -168,3 +169,61 @@ def test_those_that_come_along_are_found_by_name_and_say_what_they_are() -> None
         first, parameters = autoscaler_registry.describe(name)
         assert first
         assert parameters
+
+
+def seen_by(experiment: Experiment) -> list[FleetState]:
+    """What the autoscaler of *experiment* sees in a run."""
+    run, seen = build.build(experiment), []
+    assert run.loop.fleet is not None
+    scaler = run.loop.fleet.scaler
+    want = scaler.want
+
+    def told(fleet: FleetState, now: float) -> int:
+        seen.append(fleet)
+        return want(fleet, now)
+
+    scaler.want = told  # type: ignore[method-assign]
+    run.play()
+    return seen
+
+
+ONE = {
+    "name": "by_schedule", "every": 5, "window": 5, "params": {"points": [[0, 1]]},
+    "start": {"machine": 1, "source": "an example"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("degree", "share"), [(1, 0.5), (2, 1.0)])
+def test_of_a_group_the_devices_that_compute_count(degree: int, share: float) -> None:
+    """A long request by itself on one of two devices, or on both; then several, two of them long."""
+    chosen = {
+        "requests": 1, "policy": "fixed-degree", "policy.params.degree": degree, "deployment.workers.0.gpus": 2,
+        "workload.arrivals": {"process": "constant", "rate": 0.5}, "deployment.router": "jsq",
+        "workload.shape": {"draw": "constant", "size": "2048x2048"}, "deployment.replicas": 2,
+        "deployment.autoscaler": ONE,
+    }  # fmt: skip
+    seen = seen_by(load("flux-groups-published", [*chosen.items()]))
+    assert [fleet.utilisation for fleet in seen if 10.0 <= fleet.time <= 15.0] == pytest.approx([share, share])
+    five = seen_by(load("flux-groups-published", [*{**chosen, "requests": 5}.items()]))
+    assert max(fleet.utilisation for fleet in five) == pytest.approx(1.0)
+
+
+def test_of_a_model_in_stages_each_stage_counts() -> None:
+    """One request: one of four stages computes, or none while activations are sent."""
+
+    def idle(hop: float, costs: bool = True) -> float:
+        stages = {"pipeline_parallel_size": 4, "hop_seconds": hop, "source": "assumed"}
+        chosen = {
+            "requests": 1, "rate": 1.0, "workload.draws": "seeded", "time.costs": costs, "deployment.router": "jsq",
+            "policy": "vllm-v1", "slo": {"prefill": None, "decode": None, "limits": {"ttft_ms": 500, "tpot_ms": 100}},
+            "workload.lengths.llm.output": {"draw": "constant", "tokens": 400}, "deployment.replicas": 2,
+            "deployment.workers.0.engine": {"blocks": 1000, "pipeline_parallel": stages},
+            "deployment.autoscaler": ONE,
+        }  # fmt: skip
+        seen = next(fleet for fleet in seen_by(load("opt-13b-a6000", [*chosen.items()])) if fleet.time == 10.0)
+        return 0.25 / seen.utilisation - 1.0
+
+    assert idle(0.0, costs=False) == pytest.approx(0.0, abs=1e-9)
+    none, once, twice = idle(0.0), idle(0.002), idle(0.004)
+    assert once - none > 0.1
+    assert twice - none == pytest.approx(2.0 * (once - none), rel=0.01)

@@ -44,7 +44,7 @@ class Tiny:
         self.taken = 0
 
     def take_profile(self, servetwin):
-        arguments = ("--device", "cpu", "--brief", "--seconds", 0.05, "--limit", LIMIT)
+        arguments = ("--device", "cpu", "--brief", "--seconds", 0.05, "--limit", LIMIT, "--reuse")
         for _ in range(TRIES):
             self.taken += 1
             self.profile = self.folder / f"{self.taken}.yaml"
@@ -125,6 +125,20 @@ def test_profile_run_simulate_compare_trace(servetwin, tiny, policy, tmp_path):
     assert code == 0
     processes = {e["pid"] for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert processes == {1, 2}
+
+
+def test_steps_are_reused_by_the_profile_that_the_command_took(servetwin, dit, tmp_path):
+    cost = load_profile(str(dit.profile)).data.costs["dit.reuse"]
+    assert cost.by_batch is not None
+    assert [*cost.by_batch.batch] == [*range(1, LIMIT + 1)]
+    assert all(0.0 < ratio < 1.0 for ratio in cost.by_batch.values)
+    actions = "{quality: [[0.4, 0.7], [1.0, 1.0]], source: a test, reuse: true}"
+    settings = [*dit.settings("reuse-steps"), "--set", f"pipeline.modules.dit.actions={actions}"]
+    code, out, err = servetwin("run", *settings, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "of the steps asked for were run" in out
+    check_records(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["quality"]["steps_skipped"] > 0
 
 
 def test_the_profile_is_whole(servetwin, tiny):

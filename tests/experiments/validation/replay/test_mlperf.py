@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import heapq
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +87,15 @@ def test_the_largest_rate_is_near_the_one_that_was_held() -> None:
     rate = mlperf.largest_rate(run.workload, "measured", run.scheduled, 1.1 * run.scheduled, within=0.01)
     assert rate / run.scheduled == pytest.approx(1.03, abs=0.015)
     assert np.percentile(mlperf.simulate(run.workload, "measured", rate), 99.0) <= mlperf.LIMIT
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_scoreboard_says_how_far_off_they_are(system: str) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "reference" / "scoreboard.md").read_text()
+    name = "DGX-H100" if "H100x8" in system else "GH200"
+    rows = [
+        [cell.strip() for cell in line.split("|")[3:-1]] for line in page.splitlines() if line.startswith(f"| {name}")
+    ]
+    for table, said in zip(("scheduler", "measured"), rows, strict=True):
+        gaps = mlperf.off(runs()[system], simulated(system, table))
+        assert said == [f"{gaps[p]:+.1f}" for p in ("p50", "p90", "p99")]
