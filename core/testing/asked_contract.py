@@ -158,7 +158,7 @@ def _broken(thing: Any, method: str, played: Played) -> Iterator[None]:
             told = f"{named(thing, at[1:3])}: the {called} failed in {at[3]}: {type(error).__name__}: {error}"
         if "(" not in told.partition(":")[0]:
             told = f"{named(thing, method=method)}: {told}"
-        raise ContractBroken(told, played.drawn()) from error
+        raise ContractBroken(told, played.drawn() if played.bars else "") from error  # nothing ran: nothing to see
 
 
 def _play(loop: ServingLoop, clock: Timeline, checker: InvariantChecker, requests: Iterable[Request]) -> None:

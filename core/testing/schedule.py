@@ -116,7 +116,7 @@ def drawn(played: Played, width: int = 72) -> str:
         return max(0, min(columns - 1, int((when - first) / unit)))
 
     numbers = sorted(played.sent)
-    left_out = 0
+    left_out, troubled = 0, list[int]()
     if len(numbers) > MOST:
         troubled = [n for n in numbers if n not in played.ends or played.ends[n].outcome != "met"]
         kept = sorted([*troubled, *[n for n in numbers if n not in set(troubled)]][:MOST])
@@ -125,7 +125,7 @@ def drawn(played: Played, width: int = 72) -> str:
     lines = ["request ".rjust(9) + head + f"{last:.6g} s".rjust(columns - len(head))]
     lines += [_line(played, number, columns, column) for number in numbers]
     if left_out:
-        lines.append(f"          ({left_out} more, met)")
+        lines.append(f"          ({left_out} more{'' if len(troubled) > MOST else ', met'})")
     lines.append("          . waits  # computed  - paused  P prompt  d token  ! preempted  x dropped  | deadline")
     return "\n".join(line.rstrip() for line in lines)
 

@@ -156,6 +156,8 @@ def read(path: Path) -> PlanFile:
             known = {**PlanFile.model_fields, **Kind.model_fields, **Offer.model_fields}
             raise BadInput(f"unknown key {str(first['loc'][-1])!r}", where=where, right=suggest(key, known)) from None
         right = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
+        if first["loc"][-1] == "counts":
+            right = "[least, most], two whole numbers: [1, 3] tries 1 to 3"
         what = "the key is missing" if first["type"] == "missing" else "the value does not fit"
         raise BadInput(what, where=where, right=right) from None
     for place, kind in enumerate(found.fleets):

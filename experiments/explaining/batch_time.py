@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from .alone import StageAlone
@@ -43,6 +44,27 @@ def batch_time(
         now = end
     if now < visit.until:
         yield Part(index, idle, now, visit.until, done=done)
+
+
+def in_turn(visit: Visit, ran: Sequence[Ran]) -> list[Ran]:
+    """*ran* by a worker that runs several batches at once, as *visit* saw it: its own batches, and between them what
+    others ran meanwhile, cut to the time in between."""
+    own = [r for r in ran if visit.request in r.requests]
+    there = [r for r in ran if r.start < visit.until and r.end > visit.came]
+    others = [r for r in there if visit.request not in r.requests]
+    found: list[Ran] = []
+    since = visit.came
+    for one in (*own, None):
+        until = visit.until if one is None else one.start
+        for other in others:
+            if other.start < until and other.end > since:
+                # One that began before the request had come stays so: that is why it waited for it.
+                start = other.start if since == visit.came else max(other.start, since)
+                found.append(replace(other, start=start, end=min(other.end, until)))
+        if one is not None:
+            found.append(one)
+            since = one.end
+    return found
 
 
 def _wait(visit: Visit, one: Ran, intake: str) -> Cause:

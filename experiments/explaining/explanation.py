@@ -15,7 +15,7 @@ from ..spec.loading import load
 from ..validation.comparison.run_files import read_json, request_lines
 from . import run_window, whole_records
 from .alone import NOT_TOLD, Alone, StageAlone, TokensAlone
-from .batch_time import batch_time, pool_time
+from .batch_time import batch_time, in_turn, pool_time
 from .causes import SERVED, Cause, Part
 from .engine_time import engine_time
 from .handed_time import handed_time
@@ -278,6 +278,8 @@ def _time_of(
             if visit.worker in window.pools:
                 yield from pool_time(visit, index, ran, speed)
             else:
+                if visit.worker in window.groups:
+                    ran = in_turn(visit, ran)
                 intake: Any = alone.intake(visit.worker) if alone is not None else "before"
                 yield from batch_time(visit, index, ran, intake=intake, simulated=simulated, alone=speed)
         now = max(now, visit.until)

@@ -18,13 +18,15 @@ from .visits import Visit
 class RunWindow:
     """What workers ran, in order of time, as far as it overlaps the visits that were asked for.
 
-    *pools* are the workers that run several calls at once. *silent* ones have visits and no batches at all. *unsure*
-    says, by engine, of how many of its steps (and of how many in all) it is not known who decodes. *counted* is how
-    many batches, iterations and steps each worker of the run had in all, *last* when the last of them ended.
+    *pools* are the workers that run several calls at once, *groups* those with several devices. *silent*
+    ones have visits and no batches at all. *unsure* says, by engine, of how many of its steps (and of how many in
+    all) it is not known who decodes. *counted* is how many batches, iterations and steps each worker of the run had
+    in all, *last* when the last of them ended.
     """
 
     ran: dict[str, list[Ran]] = field(default_factory=dict)
     pools: set[str] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     unsure: dict[str, tuple[int, int]] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)
@@ -65,6 +67,8 @@ def read(folder: Path, wanted: Iterable[Visit], requests: Iterable[Mapping[str, 
         members = engine.members(record) if engine is not None and step else tuple(record["requests"])
         if "thread" in record:
             found.pools.add(worker)
+        if "devices" in record:
+            found.groups.add(worker)
         if any(record["end"] >= a and record["start"] <= b for a, b in spans[worker]):
             found.ran.setdefault(worker, []).extend(_iterations(record, members, spans[worker]))
     for ran in found.ran.values():

@@ -3,7 +3,8 @@
 A run is a process, and its clock begins at 0, so that two runs of one experiment, a real and a simulated one say, lie
 one above the other. What is called the same has the same colour in both, as viewers choose colours by name. In it:
 
-* a thread per worker, with a slice per iteration (or whole batch) that tells its size and requests;
+* a thread per worker, with a slice per iteration (or whole batch) that tells its size and requests; one for each
+  thread of a pool and each device of a group;
 * an asynchronous slice per request from arrival to end, by outcome, with its waiting and its service at each stage;
 * an arrow from the batch with which a request left a stage to the first one at the next;
 * a counter per worker of requests that wait and that are served;
@@ -107,21 +108,27 @@ class _Run:
         """What each worker ran."""
         for record in batch_lines(folder):
             worker, requests = record["worker"], record["requests"]
-            # The calls of a pool overlap: each of its threads has a track.
-            tid = self.thread(f"{worker} #{record['thread']}" if "thread" in record else worker)
             size = batch_size(record)
             self.gathered.batch(record)
             args = {"batch": record["id"], "size": size, "requests": requests, "modules": record["modules"]}
             args |= {k: record[k] for k in ("iterations", "prefill", "decode", "context", "preempted") if k in record}
             ends = [_ns(t) for t in record.get("ends") or [record["end"]]]
             starts = [_ns(record["start"]), *ends[:-1]]
-            for start, end in zip(starts, ends, strict=True):
+            tracks = self.tracks(record)
+            for tid, start, end in [(tid, *span) for tid in tracks for span in zip(starts, ends, strict=True)]:
                 yield self.event(
                     "X", f"batch of {size}", start, tid, cat="batch", dur=(end - start) / 1000, args=args
                 )
+            tid = tracks[0]
             for request in requests:
                 first, _ = self.hooks.get((request, worker), ((starts[0], tid), (0, 0)))
                 self.hooks[request, worker] = (first, (starts[-1], tid))
+
+    def tracks(self, record: dict[str, Any]) -> list[int]:
+        """The threads that the batch of *record* is on. Calls of a pool, and batches of a group, overlap."""
+        worker = record["worker"]
+        places = [record["thread"]] if "thread" in record else record.get("devices", ())
+        return [self.thread(f"{worker} #{place}") for place in places] or [self.thread(worker)]
 
     def requests(self, folder: Path) -> Iterator[Event]:
         """What became of each request."""

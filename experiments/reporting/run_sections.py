@@ -230,6 +230,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     found = [
         Table(["", *(run.name for run in runs)], first, "Requests"),
         Table(["", *(run.name for run in runs)], _quality_rows(runs), "Quality, by the experiment's table"),
+        Table(["", *(run.name for run in runs)], _fleet_rows(runs), "Replicas and what they cost"),
         Table(["run", "", "mean", "p50", "p90", "p99"][skip:], [row[skip:] for row in second], "Latencies"),
         Table(
             ["run", "worker", "iterations", "mean size", "largest"][skip:], [row[skip:] for row in third], "Batches"
@@ -241,6 +242,32 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         ),
     ]
     return [table for table in found if table.rows]
+
+
+#: What a summary says of replicas that come and go, and of money: the part, the key, and what it is called.
+FLEET = (
+    ("fleet", "mean_replicas", "replicas, mean"),
+    ("fleet", "most_replicas", "replicas, at most"),
+    ("fleet", "starts", "starts"),
+    ("fleet", "waited_for_a_replica", "waits for a replica"),
+    ("cost", "device_hours", "device-hours"),
+    ("cost", "dollars", "dollars"),
+    ("cost", "dollars_per_hour", "dollars per hour"),
+    ("cost", "dollars_per_1000_requests", "dollars per 1,000 requests"),
+    ("cost", "dollars_per_million_output_tokens", "dollars per million output tokens"),
+    ("cost", "met_per_dollar", "met their SLO per dollar"),
+)
+
+
+def _fleet_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """Replicas and dollars, where one of *runs* has any."""
+
+    def told(value: float | None) -> str:
+        return str(value) if isinstance(value, int) else number(value, 4)
+
+    parts = [{key: run.summary.get(part, {}).get(key) for part, key, _ in FLEET} for run in runs]
+    known = [(key, what) for part, key, what in FLEET if any(key in run.summary.get(part, {}) for run in runs)]
+    return [[what, *(told(own[key]) for own in parts)] for key, what in known]
 
 
 def _quality_rows(runs: Sequence[Run]) -> list[list[str]]:

@@ -43,7 +43,7 @@ from .experiment import (
 from .keys import autoscaler, routing
 from .keys.field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
-from .overrides import ByOption, Override, said
+from .overrides import ByOption, Override, in_order, said, takes
 from .sessions import WAITS, SecondsDraw, TurnsDraw
 from .shapes import ShapeDraw
 from .validation import check
@@ -332,7 +332,7 @@ def _apply(tree: Tree, path: Key, value: Any, where: str) -> None:
     node: Any = tree
     for depth, part in enumerate(path):
         known = _keys(node)
-        if part not in known:
+        if part not in known and not takes(node, path, depth):
             option = of_vllm(str(part)) if path[:2] == ("deployment", "workers") else None
             if option is not None:
                 raise BadInput(option[0], where=where, right=option[1])
@@ -392,7 +392,7 @@ def load(
         given = [*_session_overrides(chain, session), *given]
     if given:
         tree = experiment.as_dict(whole=True)
-        for path, value, shown in given:
+        for path, value, shown in in_order(given):
             by_name = path in NAMES_OF_DEPLOYMENT and not isinstance(value, dict)
             if path not in (("policy", "name"), ("variant",)) and not by_name:  # those are chosen by now
                 _apply(tree, path, value, said(shown))

@@ -273,6 +273,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": ({"polices": ["edf"]}, "unknown key 'polices'"),
     "no target": ({"target": 90}, "target"),
     "counts that fall": ({"fleets": [{**PLAN["fleets"][0], "counts": [3, 2]}]}, "fleets.0.counts: 3 is above 2"),
+    "three counts": (
+        {"fleets": [{**PLAN["fleets"][0], "counts": [1, 2, 3]}]},
+        "fleets.0.counts: the value does not fit (right would be: [least, most], two whole numbers",
+    ),
     "no counts": ({"fleets": [{**PLAN["fleets"][0], "counts": [0, 2]}]}, "counts"),
     "no price": ({"fleets": [{**PLAN["fleets"][0], "devices": {"gpu0": {"profile": "fast.yaml"}}}]}, "per_hour"),
     "another device": (

@@ -105,7 +105,8 @@ def _use_lines(use: dict[str, Any] | None, groups: Collection[str | None] = ()) 
 
 
 def _idle_policies(experiment: Experiment) -> list[str]:
-    """Which policies have nothing to choose here, for want of what they go by (`Policy.uses_actions`)."""
+    """Which policies have nothing to choose here, for want of what they go by (`Policy.uses_actions`), and whether
+    the autoscaler has."""
     from ...assembly.build import policies_used
     from ...registry.policy_registry import find_policy
 
@@ -117,6 +118,10 @@ def _idle_policies(experiment: Experiment) -> list[str]:
         if wanting:
             what = ", ".join(f"actions.{key}" for key in wanting)
             lines.append(f"policy {name} has no steps to choose: no module has {what} (pipeline.modules.NAME)")
+    scaler, replicas = experiment.deployment.autoscaler, experiment.deployment.replicas
+    if scaler is not None and scaler.least >= replicas and scaler.initial in (None, replicas):
+        name, what = scaler.name, f"least is {scaler.least}, and deployment.replicas, the most, is {replicas}"
+        lines.append(f"autoscaler {name} has nothing to choose: {what}")
     return lines
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from servetwin.profiles import Kind
 
 PERCENTILES = (50, 90, 99)
+#: A worker, the shape of its requests (None: they have none), and on how many devices it computes them.
+Key = tuple[str, "Shape | None", int]
 
 
 @dataclass(frozen=True)
@@ -182,18 +184,21 @@ def _others(a: RunRecords, b: RunRecords) -> str | None:
 
 
 def _iterations(a: RunRecords, b: RunRecords) -> dict[str, dict[int, dict[str, Any]]]:
-    """Per worker ("unet of 512x512" where requests have shapes) and batch size: the median and the mean period of an
-    iteration in each run, what the table of the first run's profile says, all in milliseconds, and the period over
-    the table, of means where the table holds means and of medians where it holds medians (*statistic*).
+    """Per worker ("unet of 512x512" where requests have shapes, "... on 4 devices" where a group computed it) and
+    batch size: the median and the mean period of an iteration in each run, what the table of the first run's profile
+    says, all in milliseconds, and the period over the table, of means where the table holds means and of medians
+    where it holds medians (*statistic*).
     """
     first, second = (periods(run.folder, run.shapes) for run in (a, b))
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for (worker, shape), sizes in first.items():
-        table, statistic = _table_of(a, worker, shape)
+    for key, sizes in first.items():
+        worker, shape, degree = key
+        table, statistic = _table_of(a, *key)
         name = worker if shape is None else f"{worker} of {shape}"
+        name += f" on {degree} devices" if degree > 1 else ""
         of = median if statistic == "median" else fmean
         for n, seconds in sorted(sizes.items()):
-            other = second.get((worker, shape), {}).get(n)
+            other = second.get(key, {}).get(n)
             expected = table.get(n)
             found.setdefault(name, {})[n] = {
                 "first": 1e3 * median(seconds),
@@ -216,8 +221,9 @@ def over_profile(run: RunRecords) -> dict[str, float]:
         return {}
     took: dict[str, float] = defaultdict(float)
     told: dict[str, float] = defaultdict(float)
-    for (worker, shape), sizes in periods(run.folder, run.shapes).items():
-        table, statistic = _table_of(run, worker, shape)
+    for key, sizes in periods(run.folder, run.shapes).items():
+        worker = key[0]
+        table, statistic = _table_of(run, *key)
         of = median if statistic == "median" else fmean
         for n, seconds in sizes.items():
             if expected := table.get(n):
@@ -238,13 +244,12 @@ def statistic_of(text: str) -> str:
     return "median" if text.startswith("median") else "mean"
 
 
-def periods(
-    folder: Path, shapes: Mapping[int, Shape] = MappingProxyType({})
-) -> dict[tuple[str, Shape | None], dict[int, list[float]]]:
-    """Per worker, shape of its requests (None: *shapes* has none of them) and batch size: the periods of iterations
-    in seconds, start to start, during which nobody joined or left, and the network ran for all.
+def periods(folder: Path, shapes: Mapping[int, Shape] = MappingProxyType({})) -> dict[Key, dict[int, list[float]]]:
+    """Per worker, shape of its requests (None: *shapes* has none of them), degree and batch size: the periods of
+    iterations in seconds, start to start, during which nobody joined or left, and the network ran for all. In a group
+    of devices a request may wait between two of them: there an iteration counts from its start to its end.
     """
-    found: dict[tuple[str, Shape | None], dict[int, list[float]]] = {}
+    found: dict[Key, dict[int, list[float]]] = {}
     last: dict[str, tuple[list[int], float]] = {}
     for record in batch_lines(folder):
         if "prefill" in record:
@@ -252,8 +257,13 @@ def periods(
         worker, requests, ends = record["worker"], record["requests"], record.get("ends", [record["end"]])
         starts = [record["start"], *ends[:-1]]
         before = last.get(worker)
-        key = worker, shapes.get(requests[0]) if requests else None
+        devices = record.get("devices")
+        key = worker, shapes.get(requests[0]) if requests else None, len(devices or (0,))
         sizes = found.setdefault(key, {}).setdefault(len(requests), [])
+        if devices is not None:
+            count = record["iterations"]
+            sizes += [(record["end"] - record["start"]) / count] * count
+            continue
         if before is not None and before[0] == requests:
             sizes.append(starts[0] - before[1])
         sizes += [b - a for a, b in pairwise(starts)]
@@ -262,9 +272,9 @@ def periods(
     return {key: {n: p for n, p in sizes.items() if p} for key, sizes in found.items() if any(sizes.values())}
 
 
-def _table_of(run: RunRecords, worker: str, shape: Shape | None) -> tuple[dict[int, float], str]:
-    """The profile's measured period of an iteration of *worker* by batch size, of requests of that *shape*, empty if
-    it cannot be had; and whether it is a mean or a median.
+def _table_of(run: RunRecords, worker: str, shape: Shape | None, degree: int) -> tuple[dict[int, float], str]:
+    """The profile's measured period of an iteration of *worker* by batch size, of requests of that *shape* on
+    so many devices, empty if it cannot be had; and whether it is a mean or a median.
     """
     from servetwin.profiles import load
 
@@ -277,6 +287,8 @@ def _table_of(run: RunRecords, worker: str, shape: Shape | None) -> tuple[dict[i
         (spec,) = (w for w in experiment.deployment.workers if (w.name or "+".join(w.modules)) == worker)
         (loop,) = (m for m in spec.modules if m in loops)
         profile = load(experiment.deployment.devices[spec.device or ""])
+        if degree > 1:
+            profile = profile.on(degree)
         if shape is not None:
             profile = profile.at(shape)
         kind: Kind = "measured" if profile.has(loop, "measured") else "scheduler"

@@ -10,7 +10,9 @@ from servetwin.core import BadInput, Recorder
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.scaling.autoscaler import FleetState
 from servetwin.experiments.assembly import build
+from servetwin.experiments.cli.output.run_output import show_run
 from servetwin.experiments.registry import autoscaler_registry, router_registry
+from servetwin.experiments.reporting.run_sections import read, tables
 from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.point import run_point
@@ -169,6 +171,58 @@ def test_those_that_come_along_are_found_by_name_and_say_what_they_are() -> None
         first, parameters = autoscaler_registry.describe(name)
         assert first
         assert parameters
+
+
+POINTS = ("deployment.autoscaler.params.points", [[0, 1], [5, 3]])
+BY_SCHEDULE = ("deployment.autoscaler.name", "by_schedule")
+OF_QUEUE = {"name": "by_queue", "params": {"target": 4}, "start": STARTS}
+
+
+@pytest.mark.parametrize("given", [[BY_SCHEDULE, POINTS], [POINTS, BY_SCHEDULE]])
+def test_another_autoscaler_is_set_with_its_parameters(given: list[tuple[str, Any]]) -> None:
+    file = {**LLM, "deployment": {"replicas": 3, "autoscaler": OF_QUEUE}}
+    scaler = load(file, given).deployment.autoscaler
+    assert scaler is not None
+    assert (scaler.name, scaler.params) == ("by_schedule", {"points": [[0, 1], [5, 3]], "every": None, "ahead": 0.0})
+    with pytest.raises(BadInput, match=r"params.pints: autoscaler BySchedule takes no parameter 'pints' .*points"):
+        load(file, [("deployment.autoscaler.params.pints", 1), *given])
+
+
+def test_another_router_is_set_with_its_parameters() -> None:
+    given = [("deployment.router.params.choices", 3), ("deployment.router", "power_of_two")]
+    for order in (given, given[::-1]):
+        (router,) = load(LLM, order).deployment.routings.values()
+        assert (router.name, router.params["choices"]) == ("power_of_two", 3)
+    with pytest.raises(BadInput, match=r"--set deployment.router: unknown router 'jsqq' .*jsq"):
+        load(LLM, [("deployment.router", "jsqq")])
+
+
+def test_names_of_modules_and_classes_can_be_set() -> None:
+    assert load(LLM, [("deployment.routers.llm", "jsq")]).deployment.routers == {"llm": "jsq"}
+    with pytest.raises(BadInput, match=r"--set deployment.routers.lm: no worker's modules begin with 'lm'"):
+        load(LLM, [("deployment.routers.lm", "jsq")])
+
+
+def test_reports_and_runs_say_what_the_replicas_were(tmp_path: Path) -> None:
+    prices = ("deployment.prices", {"gpu0": {"per_hour": 0.8, "source": "an example"}})
+    experiment = load({**LLM, "deployment": {"replicas": 3, "autoscaler": OF_QUEUE}}, [prices])
+    summary = build.run(experiment, tmp_path / "run").as_dict()
+    (found,) = [t for t in tables(read([tmp_path / "run"])) if t.caption == "Replicas and what they cost"]
+    rows = dict(found.rows)
+    assert rows["starts"] == str(summary["fleet"]["starts"])
+    assert float(rows["replicas, mean"]) == pytest.approx(summary["fleet"]["mean_replicas"], rel=1e-3)
+    assert float(rows["dollars"]) == pytest.approx(summary["cost"]["dollars"], rel=1e-3)
+    assert "dollars per million output tokens" in rows
+    build.run(load(LLM), tmp_path / "plain")
+    assert "Replicas and what they cost" not in [t.caption for t in tables(read([tmp_path / "plain"]))]
+
+
+def test_a_run_says_that_its_autoscaler_has_nothing_to_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    for replicas, said in ((1, True), (2, False)):
+        experiment = load({**LLM, "deployment": {"replicas": replicas, "autoscaler": OF_QUEUE}})
+        show_run(experiment, build.run(experiment).as_dict(), 1.0, None)
+        line = "autoscaler by_queue has nothing to choose: least is 1, and deployment.replicas, the most, is 1"
+        assert (line in capsys.readouterr().out.replace("\n", " ")) == said
 
 
 def seen_by(experiment: Experiment) -> list[FleetState]:

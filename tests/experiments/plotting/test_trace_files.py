@@ -16,6 +16,7 @@ from pathlib import Path
 import browser
 import pytest
 from servetwin.experiments.assembly import build
+from servetwin.experiments.plotting.perfetto import events as trace_events
 from servetwin.experiments.spec.loading import load
 
 #: Phases that we use, and the keys that each needs beside ph, name, pid, tid and ts.
@@ -268,3 +269,12 @@ def test_perfettos_viewer_opens_a_trace_and_its_trace_processor_has_all_of_it(tm
     assert {(row["run"], row["name"]): (float(row["peak"]), int(row["n"])) for row in found} == {
         key: (max(values), len(values)) for key, values in expected.items()
     }
+
+
+def test_each_device_of_a_group_has_a_track(tmp_path: Path) -> None:
+    build.run(load("flux-groups-published", [("requests", 40), ("rate", 0.6)]), tmp_path / "run")
+    found = list(trace_events(tmp_path / "run", 1))
+    check_format(found)
+    names = {event["args"]["name"] for event in found if event["name"] == "thread_name"}
+    assert names == {f"transformer #{device}" for device in range(8)}
+    assert {event["tid"] for event in found if event["ph"] == "X"} == set(range(1, 9))

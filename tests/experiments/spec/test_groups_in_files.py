@@ -14,7 +14,10 @@ from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.diffusion import Plan
 from servetwin.experiments.bound.most_met import most_met
 from servetwin.experiments.cli.output.run_output import device_lines, input_lines
+from servetwin.experiments.explaining.causes import Cause
+from servetwin.experiments.explaining.explanation import explain
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.validation.comparison.compare_runs import compare
 from servetwin.profiles.profile import DATA
 
 NAME = "flux-groups-published"
@@ -86,6 +89,30 @@ def test_runs_say_that_their_times_are_estimated(tmp_path: Path) -> None:
         assert line.startswith(f"profile h100/{name} is estimated")
         assert "known error: not known" in line
         assert line in input_lines(summary)
+
+
+def test_iterations_are_held_against_the_table_of_their_degree(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, ("time.table", "scheduler"), ("policy", "fixed-degree"), ("policy.params.degree", 8))
+    run(tmp_path / "changing", ("time.table", "scheduler"))
+    iterations = compare(folder, tmp_path / "changing")["iterations"]
+    assert {name for name in iterations if "2048" in name} == {"transformer of 2048x2048 on 8 devices"}
+    assert all(own[1]["first_over_table"] == pytest.approx(1.0) for own in iterations.values())
+    changing = compare(tmp_path / "changing", folder)["iterations"]
+    assert len({name.split(" on ")[-1] for name in changing}) > 1
+    assert all(own[1]["first_over_table"] == pytest.approx(1.0, abs=0.02) for own in changing.values())
+
+
+def test_each_iteration_is_explained_though_others_overlap_it(tmp_path: Path) -> None:
+    _, requests, _ = run(tmp_path / "run", ("rate", 0.6))
+    explained = explain(tmp_path / "run", requests=range(40))
+    records = {record["id"]: record for record in requests}
+    for one in explained:
+        assert not any("hold" in note for note in one.notes)
+        stay, parts = records[one.id]["stages"][0], one.spans
+        assert sum(part.seconds for part in parts) == pytest.approx(one.ended - one.arrival)
+        served = sum(part.seconds for part in parts if part.cause is Cause.ALONE)
+        assert (parts[-1].done, served <= stay["finished"] - stay["started"] + 1e-9) == (50, True)
 
 
 def test_records_of_a_device_in_two_batches_are_found(tmp_path: Path) -> None:

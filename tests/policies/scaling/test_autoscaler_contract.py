@@ -81,6 +81,17 @@ def test_faults_are_found(kind: type[Autoscaler], told: str) -> None:
     assert kind.__name__ in str(broken.value)
 
 
+class Always(Autoscaler):
+    def want(self, fleet, now):
+        return 1.5
+
+
+def test_a_fault_before_anything_ran_is_told_alone() -> None:
+    with pytest.raises(ContractBroken, match=r"it wants 1.5 replicas .*a whole number") as broken:
+        hold_autoscaler(Always)
+    assert not broken.value.drawing
+
+
 def test_what_is_no_autoscaler_is_told() -> None:
     with pytest.raises(BadInput, match="right would be: an autoscaler"):
         hold_autoscaler(dict)

@@ -294,7 +294,7 @@ def test_what_cannot_be_compared(servetwin, toy: Path, tmp_path: Path, monkeypat
 def test_periods_are_those_of_iterations_that_nobody_joins_or_leaves(servetwin, toy: Path, tmp_path: Path):
     """In simulation they are the table's, to the digit of the sums."""
     servetwin("run", toy, "--out", tmp_path / "a", "--rate", 12)
-    found = periods(tmp_path / "a")["denoise", None]
+    found = periods(tmp_path / "a")["denoise", None, 1]
     table = {1: 0.010, 2: 0.011, 4: 0.014, 8: 0.020}
     assert {1, 2, 8} <= found.keys()
     for n in table.keys() & found.keys():
@@ -330,7 +330,7 @@ def test_means_are_held_against_means_and_medians_against_medians(
         late += 0.02 if i % 5 == 4 else 0.0
         line["end"] = line["ends"][-1]
     (tmp_path / "a" / "batches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    seconds = periods(tmp_path / "a")["denoise", None][1]
+    seconds = periods(tmp_path / "a")["denoise", None, 1][1]
     shown = json.loads(servetwin("compare", tmp_path / "a", tmp_path / "b", "--json")[1])["iterations"]["denoise"][
         "1"
     ]
