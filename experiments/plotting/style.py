@@ -403,11 +403,16 @@ def _folded(text: str, letters: int) -> list[str]:
 def _wrapped(text: str, room: float, size: float) -> str:
     """*text* in bold letters of *size* points, in lines of *room* points at the most where words are not longer."""
     bold = FontProperties(family=mpl.rcParams["font.family"], weight="bold")
-    for letters in range(len(text), 8, -1):
+
+    def fit(letters: int) -> bool:
         lines = _folded(text, letters)
-        if all(TextPath((0, 0), line, size, prop=bold).get_extents().width <= room for line in lines):
-            return "\n".join(lines)
-    return "\n".join(_folded(text, 8))
+        return all(TextPath((0, 0), line, size, prop=bold).get_extents().width <= room for line in lines)
+
+    low, high = 8, max(len(text), 8)
+    while low < high:  # measuring takes milliseconds, and there are titles of hundreds of letters
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fit(middle) else (low, middle - 1)
+    return "\n".join(_folded(text, low))
 
 
 def _whole(path: Path, write: Callable[[Path], None]) -> None:

@@ -133,7 +133,7 @@ ROWS = (
         "Stable Diffusion XL and FLUX.1 dev, requests of three sizes, H200, three policies and a new one",
         "reports/2026-11-h200-shapes.md",
         "predicted blind, nothing changed since",
-        (0.54, 2.33),
+        (0.42, 2.33),
     ),
     Row(
         "h200-long/llm-opt-13b.json.gz",
@@ -176,6 +176,27 @@ ROWS = (
         "reports/2026-11-h200-cached.md",
         "predicted blind, nothing changed since",
         (3.84, 9.97),
+    ),
+    Row(
+        "h200-requests/runs-llama-3.1-8b.json.gz",
+        "Llama-3.1-8B in vLLM as it is by default, H200, five policies, the profile made of requests too",
+        "reports/2026-11-h200-requests.md",
+        "predicted blind, nothing changed since",
+        (1.42, 5.50),
+    ),
+    Row(
+        "h200-requests/runs-llama-3.1-8b-caching.json.gz",
+        "the same with vLLM's prefix cache, shared prompts and histories, our policy beside vLLM's",
+        "reports/2026-11-h200-requests.md",
+        "predicted blind, nothing changed since",
+        (2.41, 5.43),
+    ),
+    Row(
+        "h200-requests/runs-llama-3.1-8b-elsewhere.json.gz",
+        "six of these runs on another machine, by the profile of the first: its host is slower",
+        "reports/2026-11-h200-requests.md",
+        "predicted blind, nothing changed since",
+        (5.85, 20.83),
     ),
     Row(
         "h200-servers/runs-llama-3.1-8b.json.gz",

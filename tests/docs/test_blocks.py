@@ -44,13 +44,17 @@ RUN_ELSEWHERE = {
     ("docs/guides/policy-package.md", "pip install"): ".ci/wheel-test",
 }
 
+PREFIX = "tests/experiments/validation/replay/test_prefix_campaign.py"
 #: Replays of whole recordings that reports name: recording -> the test that replays the same runs. The command itself
 #: is run on docs/reports/2026-11-h200-chat.md; here it would take minutes, and what it prints is not on the pages.
 REPLAYED = {
-    "h200-cached/runs-llama-3.1-8b.json.gz": "tests/experiments/validation/replay/test_prefix_campaign.py",
+    "h200-cached/runs-llama-3.1-8b.json.gz": PREFIX,
     "h200-lengths/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_run_steps.py",
     "h200-policies/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_own_policies.py",
-    "h200-prefix/runs-llama-3.1-8b.json.gz": "tests/experiments/validation/replay/test_prefix_campaign.py",
+    "h200-prefix/runs-llama-3.1-8b.json.gz": PREFIX,
+    "h200-requests/runs-llama-3.1-8b.json.gz": PREFIX,
+    "h200-requests/runs-llama-3.1-8b-caching.json.gz": PREFIX,
+    "h200-requests/runs-llama-3.1-8b-elsewhere.json.gz": PREFIX,
     "h200-servers/runs-llama-3.1-8b.json.gz": "tests/experiments/validation/replay/test_servers.py",
 }
 

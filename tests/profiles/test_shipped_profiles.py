@@ -57,6 +57,8 @@ OPT_VLLM = (
     "h200-policies/opt-13b",
     "h200-prefix/llama-3.1-8b",
     "h200-prefix/llama-3.1-8b-served",
+    "h200-requests/llama-3.1-8b",
+    "h200-requests/llama-3.1-8b-caching",
     "h200-servers/llama-3.1-8b",
     "h200-servers/qwen3-30b-a3b",
     "h200-steps/llama-3.1-8b",
@@ -94,6 +96,8 @@ OURS = {
     **{f"h200-pair/sd15-512-gpu{k}": SD for k in (0, 1)},
     "h200-shapes/sdxl-1024-graphs": ("clip", "clip2", "unet", "vae"),
     "h200-shapes/flux1-dev-1024-graphs": ("clip", "t5", "transformer", "vae"),
+    "h200-shapes/sdxl-1024-rest": ("clip", "clip2", "unet", "vae"),
+    "h200-shapes/flux1-dev-1024-rest": ("clip", "t5", "transformer", "vae"),
 }
 
 

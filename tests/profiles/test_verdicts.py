@@ -25,6 +25,8 @@ KNOWN = {
     "h200-policies/opt-13b": {"blind"},
     "h200-prefix/llama-3.1-8b": {"blind", "disturbed"},
     "h200-prefix/llama-3.1-8b-served": {"blind", "disturbed"},
+    "h200-requests/llama-3.1-8b": {"blind", "disturbed"},
+    "h200-requests/llama-3.1-8b-caching": {"blind", "disturbed"},
     "h200-servers/llama-3.1-8b": {"blind", "disturbed"},
     "h200-servers/qwen3-30b-a3b": {"blind"},
     "h200-steps/llama-3.1-8b": {"blind", "disturbed"},

@@ -6,7 +6,8 @@
 Everything is done by what users have: `measure`, experiments, `Backend`. The profile is taken once, before the runs,
 and what the simulation makes of each planned run is written down (``predicted.json``) before the first of them. The
 knee is where it meets `AIM` of the requests under NeuStream; loads are multiples of that rate. Who runs it again with
-the same DIR goes on where it stood: a profile that is there is used, runs that have ended are not made again.
+the same DIR goes on where it stood: a profile that is there is used, runs that have ended are not made again;
+``--only`` names those to be made.
 `servetwin score DIR/MODEL/runs` then simulates each run from the arrivals that it really had; runs name their profile
 by its whole path, so they are unpacked to the same DIR.
 """
@@ -106,8 +107,9 @@ def knee(model: str, profile: Path) -> float:
     return low
 
 
-def serve(model: str, out: Path, device: str, until: float) -> None:
-    """Profile *model* unless that was done, predict, and make the runs that are left, as far as the time goes."""
+def serve(model: str, out: Path, device: str, until: float, only: list[str]) -> None:
+    """Profile *model* unless that was done, predict, and make the runs that are left, as far as the time goes: all,
+    or *only* some."""
     from servetwin.core import ServeTwinError
     from servetwin.experiments.backends.diffusion import Backend, Setup
     from servetwin.experiments.backends.profile import measure
@@ -151,7 +153,7 @@ def serve(model: str, out: Path, device: str, until: float) -> None:
     backend = Backend(Setup((device,)))
     for cell in json.loads(plans.read_text()):
         folder = out / "runs" / cell["run"]
-        if (folder / "summary.json").exists():
+        if (folder / "summary.json").exists() or (only and cell["run"] not in only):
             continue
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         if time.monotonic() + plan.requests / cell["rate"] + EXTRA > until:
@@ -170,7 +172,7 @@ def serve(model: str, out: Path, device: str, until: float) -> None:
     say("done")
 
 
-def run(models: list[str], out: Path, device: str, seconds: float, pack: Path | None) -> None:
+def run(models: list[str], out: Path, device: str, seconds: float, pack: Path | None, only: list[str]) -> None:
     """Each model in a process of its own, one after the other; what it left is packed."""
     until = time.monotonic() + seconds
     for model in models:
@@ -186,6 +188,8 @@ def run(models: list[str], out: Path, device: str, seconds: float, pack: Path | 
             str(out),
             "--seconds",
             str(left),
+            "--only",
+            ",".join(only),
             model,
         ]
         try:
@@ -223,14 +227,16 @@ def main() -> None:
         runs.add_argument("--device", default="cuda:0")
         runs.add_argument("--out", type=Path, required=True)
         runs.add_argument("--seconds", type=float, default=570.0, help="in which everything must be done")
+        runs.add_argument("--only", default="", help="runs by name: neustream-0.8,edf-0.8 (default: all)")
         runs.add_argument("--pack", type=Path, help="where to pack what each model left")
     commands.add_parser("replay").add_argument("out", type=Path)
     given = parser.parse_args()
+    only = [name for name in getattr(given, "only", "").split(",") if name]
     if given.command == "run":
-        run(given.models, given.out, given.device, given.seconds, given.pack)
+        run(given.models, given.out, given.device, given.seconds, given.pack, only)
     elif given.command == "one":
         (model,) = given.models
-        serve(model, given.out / model, given.device, time.monotonic() + given.seconds)
+        serve(model, given.out / model, given.device, time.monotonic() + given.seconds, only)
     else:
         replay(given.out)
 

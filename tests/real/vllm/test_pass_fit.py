@@ -83,6 +83,21 @@ def test_the_parts_of_steps_are_found_again() -> None:
     assert model.padded(513) == 513
 
 
+def test_a_size_that_the_device_runs_badly_is_no_chance() -> None:
+    """And one step of another size that took as much longer is."""
+    found = made_up(1500, 0.01)
+    for n in (100, 100, 100, 120, 128, 110):
+        found.append(sample([(n - 4, 0)], [50] * 4, density=2e4))
+        found[-1].seconds = 1.25 * truth(found[-1])
+    found.append(sample([(240, 0)], [], density=2e4))
+    found[-1].seconds = 1.25 * truth(found[-1])
+    rest = [s for s in found if next((n for n in GRAPHS if n >= s.tokens), 0) != 128]
+    model = pass_fit.fit(rest + found[1500:1506], GRAPHS, 0.05)
+    for tokens, times in ((60, 1.0), (100, 1.25), (128, 1.25), (200, 1.0)):
+        one = sample([(tokens - 4, 0)], [50] * 4, density=2e4)
+        assert predicted(model, one) == pytest.approx(times * truth(one), rel=0.03)
+
+
 def test_recent_load_is_found_again() -> None:
     found = made_up(1500, 0.005)
     for s in found:

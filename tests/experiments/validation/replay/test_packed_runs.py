@@ -24,7 +24,7 @@ WANTED = (0.5, 2.0)
 REACHED = {  # DiT's first run was on quicker GPUs than all others (docs/reports/2026-11-h200-pair.md)
     "h200-pair/folders-dit-xl2-256.json.gz": (0.65, 3.1),
     "h200-pair/folders-sd15-512.json.gz": (0.6, 1.6),
-    # One of nine is 2.33 points off; a request is a third of a point (docs/reports/2026-11-h200-shapes.md).
+    # One of twelve is 2.33 points off; a request is a third of a point (docs/reports/2026-11-h200-shapes.md).
     "h200-shapes/folders-sdxl-1024.json.gz": (0.6, 2.4),
     "h200-shapes/folders-flux1-dev-1024.json.gz": (0.6, 1.4),
 }
