@@ -125,7 +125,8 @@ def _by(step: EngineStep, table: TokenTable | None) -> float | None:
 
 
 def tables_of(meta: Mapping[str, Any]) -> dict[str, TokenTable | None]:
-    """The measured latency model of each engine of a run, by worker; None where its profile is not here."""
+    """The measured latency model of each engine of a run, by worker; None where its profile is not here, or
+    its model stands in stages: a step there has bubbles and sending in it."""
     from servetwin.profiles import load
 
     from ...assembly.llm_workers import settings_of
@@ -140,6 +141,9 @@ def tables_of(meta: Mapping[str, Any]) -> dict[str, TokenTable | None]:
     for spec in experiment.deployment.workers:
         if any(experiment.pipeline.modules[m].llm for m in spec.modules):
             name = spec.name or "+".join(spec.modules)
+            if spec.engine is not None and spec.engine.pipeline_parallel is not None:
+                found[name] = None
+                continue
             try:
                 profile = load(experiment.deployment.devices[spec.device or ""])
                 # What passes between two steps is hidden behind them if they are decided ahead.

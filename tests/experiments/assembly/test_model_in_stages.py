@@ -12,6 +12,7 @@ from servetwin.experiments.bound.most_met import most_met
 from servetwin.experiments.explaining.alone import Alone
 from servetwin.experiments.reporting.timeline import read
 from servetwin.experiments.spec.experiment import Experiment
+from servetwin.experiments.validation.comparison.compare_llm_runs import tables_of
 from test_engine_options import A6000, AHEAD, HOST, experiment, visits_of
 
 STAGES: dict[str, Any] = {
@@ -108,3 +109,8 @@ def test_a_device_is_as_busy_as_its_stages_on_average(tmp_path: Path) -> None:
         sent = 3 * hop * 20 / (visit["last_token"] - visit["arrival"])
         assert shares[-1] == pytest.approx(0.25 * (1.0 - sent), rel=0.02)
     assert shares[1] < 0.1 * shares[0]
+
+
+def test_steps_are_held_against_no_table_of_one_device(tmp_path: Path) -> None:
+    tables = [tables_of({"experiment": made.as_dict()}) for made in (staged(tmp_path), experiment(tmp_path, {}))]
+    assert [table is None for (table,) in map(dict.values, tables)] == [True, False]
