@@ -42,7 +42,7 @@ class ReuseSteps(Policy):
         if not changes or min(changes) < 0.0 or not sum(changes):
             right = "numbers from 0 on, not all 0"
             raise BadInput(f"changes is {list(changes)}", where="reuse-steps", right=right)
-        self.threshold, self.changes = threshold, tuple(changes)
+        self.threshold, self.curve = threshold, tuple(changes)
         self.plans: dict[tuple[int, int], tuple[bool, ...]] = {}  # (steps, how many may be skipped) -> which are
 
     def start(self, view: WorkerView) -> None:
@@ -89,10 +89,10 @@ class ReuseSteps(Policy):
 
     def _change(self, at: float) -> float:
         """The change at that place of the schedule, from 0 to 1."""
-        place = at * (len(self.changes) - 1)
-        low = min(int(place), len(self.changes) - 1)
-        high = min(low + 1, len(self.changes) - 1)
-        return self.changes[low] + (self.changes[high] - self.changes[low]) * (place - low)
+        place = at * (len(self.curve) - 1)
+        low = min(int(place), len(self.curve) - 1)
+        high = min(low + 1, len(self.curve) - 1)
+        return self.curve[low] + (self.curve[high] - self.curve[low]) * (place - low)
 
     # -- speed only -----------------------------------------------------------------------------------------
 

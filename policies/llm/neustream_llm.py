@@ -79,10 +79,9 @@ class NeuStreamLLM(TokenPolicy):
     def start(self, view: TokenView) -> None:
         if view.slo is None:
             raise BadInput("neustream-llm needs deadlines of tokens", where=view.name, right="an SLO such as 3+1.5")
-        self.slo = view.slo
+        self.slo, limits = view.slo, view.limits
         self.base = self.b0 if self.b0 is not None else 1.1 * view.slo.d0
-        self.pending_stays = not (view.limits.keep_freed or view.limits.enable_prefix_caching)
-        limits = view.limits
+        self.pending_stays = not (limits.keep_freed or limits.enable_prefix_caching)
         self.waits = WaitingOrder(self._look, fixed=not limits.keep_freed, anywhere=limits.passes_over)
         self.runs = NextTokens(view.slo, self.lenient_steps if self.lenient == "all" else 0, 0.02 * self.base)
         self.facts: dict[TokenTask, Fact] = {}
