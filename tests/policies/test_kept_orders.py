@@ -49,6 +49,19 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+def decides_alike(chosen: dict[str, Any], options: dict[str, Any]) -> None:
+    """With what is *chosen*, and NeuStream's *options*, a run is the same if all is looked at anew each time."""
+    if chosen["policy"] == "neustream-llm":
+        chosen.update({f"policy.params.{name}": value for name, value in options.items()})
+    experiment = load("opt-13b-a6000", [*chosen.items()])
+    found = [build.run(experiment)]
+    with pytest.MonkeyPatch.context() as patch:
+        anew(patch)
+        found.append(build.run(experiment))
+    assert found[0].as_dict() == found[1].as_dict()
+    assert found[0].e2el == found[1].e2el
+
+
 @settings(max_examples=4)
 @given(
     st.sampled_from([2.0, 4.0, 8.0]),
@@ -68,15 +81,7 @@ def test_in_any_world_a_policy_decides_as_if_it_kept_nothing(
         "workload.lengths.llm.predict": {"model": "noisy", "sigma": 0.5},
         "deployment.workers.0.engine.blocks": blocks, "deployment.workers.0.engine.preemption": preemption,
     }  # fmt: skip
-    if policy == "neustream-llm":
-        chosen.update({f"policy.params.{name}": value for name, value in options.items()})
-    experiment = load("opt-13b-a6000", [*chosen.items()])
-    found = [build.run(experiment)]
-    with pytest.MonkeyPatch.context() as patch:
-        anew(patch)
-        found.append(build.run(experiment))
-    assert found[0].as_dict() == found[1].as_dict()
-    assert found[0].e2el == found[1].e2el
+    decides_alike(chosen, options)
 
 
 @settings(max_examples=3)
@@ -103,12 +108,4 @@ def test_where_preempted_ones_stand_behind_others_too(
             "pipeline_parallel": {"pipeline_parallel_size": stages, "hop_seconds": 0.0, "source": "assumed"},
         },
     }  # fmt: skip
-    if policy == "neustream-llm":
-        chosen.update({f"policy.params.{name}": value for name, value in options.items()})
-    experiment = load("opt-13b-a6000", [*chosen.items()])
-    found = [build.run(experiment)]
-    with pytest.MonkeyPatch.context() as patch:
-        anew(patch)
-        found.append(build.run(experiment))
-    assert found[0].as_dict() == found[1].as_dict()
-    assert found[0].e2el == found[1].e2el
+    decides_alike(chosen, options)

@@ -356,12 +356,7 @@ class TokenEngineAhead(TokenEngine):
                 self.view.free_blocks -= 1
             self.part(task)
             task.base_computed, task.base_generated = computed + 1, generated
-            flight.owed[task] = None
-            if generated == self.lengths[task]:
-                self.keep_books(task)
-                flight.leaving[task] = None
-            else:
-                self._join(task)
+            self._owes(flight, task)
 
     def _prefill_ahead(self, flight: Flight, pieces: Sequence[Piece]) -> None:
         for task, _, _ in pieces:
@@ -369,16 +364,20 @@ class TokenEngineAhead(TokenEngine):
             if not pending:
                 self._fruitless = 0
                 task.base_generated += 1
-                flight.owed[task] = None
-                if task.base_generated >= self.lengths[task]:
-                    self.keep_books(task)
-                    flight.leaving[task] = None
-                    continue
+                self._owes(flight, task)
             elif pending > 1 or task.base_computed < task.prompt:
                 self.keep_books(task)
-                continue
             else:
                 self._recomputed.add(task)
+                self._join(task)
+
+    def _owes(self, flight: Flight, task: TokenTask) -> None:
+        """*task* gets a token with *flight*: its last one, or it decodes on."""
+        flight.owed[task] = None
+        if task.base_generated >= self.lengths[task]:
+            self.keep_books(task)
+            flight.leaving[task] = None
+        else:
             self._join(task)
 
     # -- a step ends --------------------------------------------------------------------------------------

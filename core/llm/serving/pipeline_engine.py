@@ -129,32 +129,8 @@ class _Staged(PassingOver, _Ahead):
     def _tick_ahead(self, flight: Flight, decode: int) -> None:
         self._advance_ahead(flight, [*self.bases])
 
-    def _advance_ahead(self, flight: Flight, chosen: Sequence[TokenTask]) -> None:
-        """They get a token with *flight*, and do not decode until that is out."""
-        self._fruitless = 0
-        self._recomputed.difference_update(chosen)
-        for task in chosen:
-            computed, generated = task.computed, task.generated + 1
-            if computed % self.size == 0:
-                self.view.free_blocks -= 1
-            self.part(task)
-            task.base_computed, task.base_generated = computed + 1, generated
-            self._owes(flight, task)
-
-    def _prefill_ahead(self, flight: Flight, pieces: Sequence[Piece]) -> None:
-        for task, _, _ in pieces:
-            pending = task.prompt + task.base_generated - task.base_computed
-            if not pending:
-                self._fruitless = 0
-                task.base_generated += 1
-                self._owes(flight, task)
-            elif pending > 1 or task.base_computed < task.prompt:
-                self.keep_books(task)
-            else:
-                self._recomputed.add(task)
-                self._join(task)
-
     def _owes(self, flight: Flight, task: TokenTask) -> None:
+        """It does not decode until that token is out."""
         flight.owed[task] = None
         if task.base_generated >= self.lengths[task]:
             flight.leaving[task] = None
