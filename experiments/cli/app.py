@@ -162,7 +162,8 @@ def run(
         {"--jobs": backend != "sim" and jobs is not None, "--cluster": backend != "sim" and cluster}
     )
     with terminal.watching(chosen.workload.requests) as watch, options.split(jobs, cluster) as many:
-        told = {"say": _say, "watch": watch, "jobs": many}
+        aside = real_runs.say_aside if backend == "sim" else _say  # why a run is not split is told in any case
+        told = {"say": aside, "watch": watch, "jobs": many}
         served = serve(chosen, out, backend=backend, setup=setup, **more, **told)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     stands = stands or (validity.of(chosen) if served.real is None else None)
