@@ -80,9 +80,9 @@ def fleet(rounds: int) -> None:
     )
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for _ in range(rounds):
-        for replicas, router, each in CASES:
+        for replicas, router, of_each in CASES:
             command = [sys.executable, "-m", "servetwin.experiments.bench.fleet", str(replicas), router]
-            done = subprocess.run([*command, str(replicas * each)], capture_output=True, text=True, check=True)
+            done = subprocess.run([*command, str(replicas * of_each)], capture_output=True, text=True, check=True)
             found.setdefault((replicas, router), []).append(json.loads(done.stdout))
     for (replicas, router), runs in found.items():
         each = [1e6 * run["cpu"] / run["requests"] for run in runs]

@@ -54,8 +54,9 @@ class Built(Protocol):
     source: Iterator[Request]
     recorder: Recorder
     sessions: Any
-    remake: Remake
 
+    @property
+    def remake(self) -> Remake: ...
     @property
     def meter(self) -> Metering | None: ...
 

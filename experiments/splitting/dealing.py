@@ -49,7 +49,7 @@ class Dealt:
 
     def _deal(self, choose: Callable[[Request, float], int], kept: Container[int]) -> None:
         source = self._source
-        open_ = [[array(kind) for kind in KINDS] for _ in self._blocks]
+        open_: list[list[array[Any]]] = [[array(kind) for kind in KINDS] for _ in self._blocks]
         numbers = {name: number for number, name in enumerate(self._names)}
         first = 0
         while True:
@@ -96,7 +96,7 @@ class Dealt:
         """A column of the replica at *place*, a block at a time."""
         before = sum(array(kind).itemsize for kind in KINDS[:number])
         for begins, rows in self._blocks[place]:
-            column = array(KINDS[number])
+            column: array[Any] = array(KINDS[number])
             self._file.seek(begins + before * rows)
             column.frombytes(self._file.read(column.itemsize * rows))
             yield from column
