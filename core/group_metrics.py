@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .arithmetic import float_sum
 from .request import ActingTask, Outcome, Request
 
 
@@ -29,7 +30,7 @@ def jain(shares: Iterable[float]) -> float | None:
     if not largest:
         return None
     parts = [x / largest for x in values]  # squares of very large or small shares are no numbers
-    return sum(parts) ** 2 / (len(parts) * sum(x * x for x in parts))
+    return float_sum(parts) ** 2 / (len(parts) * float_sum(x * x for x in parts))
 
 
 class Group:

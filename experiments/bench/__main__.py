@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from servetwin.core import Recorder, Summary
+from servetwin.core.arithmetic import float_sum
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec import yaml_io
 from servetwin.experiments.spec.loading import load
@@ -166,7 +167,7 @@ def figures(rounds: int) -> None:
             cache = Path(folder) / f"cache{i}"
             for costs in (cold, warm):
                 both = [_sweep(name, cache) for name in ("figure11", "figure12")]
-                costs.append(Cost(sum(c.cpu for c in both), sum(c.wall for c in both)))
+                costs.append(Cost(float_sum(c.cpu for c in both), float_sum(c.wall for c in both)))
         _say("cold", cold)
         _say("from the cache", warm)
 
