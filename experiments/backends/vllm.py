@@ -26,6 +26,7 @@ from ..provenance.policy_code import as_loaded
 from ..registry.policy_errors import policies_answer
 from ..spec.experiment import Experiment
 from .diffusion import Plan, Say, recording, write_report
+from .host_pace import over_profile
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -51,11 +52,12 @@ class VllmReport:
     schedule_ms: dict[str, float]
     intake_ms: dict[str, float]
     moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
+    host: dict[str, Any] | None = None  #: how fast its host was, beside the profile (`host_pace`)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
-        found = {k: v for k, v in vars(self).items() if k not in ("summary", "moves")}
-        return found if self.moves is None else {**found, "moves": self.moves}
+        found = {k: v for k, v in vars(self).items() if k not in ("summary", "moves", "host")}
+        return found | {k: v for k, v in (("moves", self.moves), ("host", self.host)) if v is not None}
 
 
 class VllmBackend:
@@ -207,7 +209,7 @@ class VllmBackend:
                 stopped=lambda run: record(run, worker, by_id, recorder),
             )
             record(run, worker, by_id, recorder)
-        report = _report(run, recorder.summary, engine)
+        report = _report(run, recorder.summary, engine, profile)
         if folder is not None:
             write_report(folder, report)
         return report
@@ -351,7 +353,7 @@ def _spread(seconds: list[float]) -> dict[str, float]:
     return {k: round(float(v), 4) for k, v in found.items()}
 
 
-def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
+def _report(run: Run, summary: Summary, engine: VllmEngine, profile: Profile) -> VllmReport:
     from servetwin.real.vllm.profiling.fitting.async_fit import between
 
     steps = run.steps
@@ -371,4 +373,15 @@ def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
         _spread([s.scheduled - s.start for s in steps]),
         _spread(run.intake),
         run.moves,
+        _host(run, profile),
     )
+
+
+def _host(run: Run, profile: Profile) -> dict[str, Any] | None:
+    """How many times as long as in *profile* the host took to launch the steps of *run*; None if it is not known."""
+    if not run.launches:
+        return None
+    rows = [(at.tokens, at.sequences, at.launched, at.sampled) for at in run.launches]
+    asked = [step.scheduled - step.start for step in run.steps]
+    factors = over_profile(rows, (statistics.median(asked), statistics.fmean(asked)), profile)
+    return {"profile": profile.name, "over_profile": factors} if factors else None

@@ -325,3 +325,7 @@ def show_real(real: dict[str, Any]) -> None:
     for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
         if spread := real[key]:
             say(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
+    if host := real.get("host"):
+        from ...backends import host_pace  # which simulations do without
+
+        say(host_pace.line(host["over_profile"], host["profile"]))

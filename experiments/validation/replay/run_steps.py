@@ -28,6 +28,7 @@ from servetwin.profiles import Profile, load
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
+from ...backends.host_pace import over_profile
 from ...registry.catalog import recording_of
 from . import as_command
 from .chat import SEEDS, gap, read, recordings, simulate
@@ -96,25 +97,11 @@ def device_errors(steps: Floats, profile: Profile) -> dict[str, Floats]:
 
 
 def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> dict[str, float]:
-    """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost."""
-    from servetwin.real.vllm.profiling.fitting.host_fit import TAIL  # which a profile's launches have in them
-
-    last = int(profile.token_data.engine.graph_tokens or 0)
+    """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost; what
+    is too rare to be told is taken to be as slow as steps that only decode."""
     prompt, sequences, decode, launched, sampled = (steps[:, COLUMNS.index(name)] for name in HOST)
-    tokens, (median, mean) = prompt + decode, schedule
-
-    def cost(name: str) -> float:
-        return profile.cost(name).scalar()
-
-    alone = prompt == 0
-    usual = cost(BEGINS()) + cost(BEGINS_EACH()) * float(np.median(sequences[alone]))
-    factors = {BEGINS(): float((np.median(launched[alone]) + median) / usual)}
-    pieces = {LAUNCH_PIECES(): ~alone & (tokens <= last), LAUNCH(): tokens > last}
-    for name, some in pieces.items():
-        usual = cost(name) + cost(LAUNCH_EACH()) * float(sequences[some].mean()) if some.any() else 1.0
-        enough = int(some.sum()) >= JUDGED
-        factors[name] = float((sampled[some].mean() + mean + TAIL) / usual) if enough else factors[BEGINS()]
-    return factors
+    found = over_profile(np.column_stack((prompt + decode, sequences, launched, sampled)), schedule, profile)
+    return {name: found.get(name, found[BEGINS()]) for name in (BEGINS(), LAUNCH_PIECES(), LAUNCH())}
 
 
 @contextmanager
