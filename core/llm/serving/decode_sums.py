@@ -167,8 +167,8 @@ class DecodeSums(TokenBooks):
             self._preempt(order.pop())
 
     def _serve_before(self, needs: Sequence[int]) -> None:
-        """The last of those that run is about to be preempted, who *need* so many new blocks each in their order: until
-        there was too little, those before got theirs."""
+        """The last of those that run, who want *needs* new blocks each in their order, is about to be preempted:
+        until there was too little, those before got theirs."""
 
     def _preempt(self, task: TokenTask) -> None:
         """*task* loses its memory."""

@@ -96,8 +96,8 @@ SOME = [
     ("tighter", shared, "eagle", True),
 ]
 
-#: (settings, requests, how many, method): one who is preempted leaves a block that is not full, and those before it in
-#: the same step have taken theirs, which were others.
+#: (settings, requests, how many, method): one who is preempted leaves a block that is not full, and those before it
+#: in the same step have taken theirs, which were others.
 ORDER = [("tighter", turns, 200, "ngram"), ("tighter", shared, 680, "eagle")]
 
 
