@@ -343,4 +343,4 @@ class DecodeAheadCheck(_ApartAhead, DecodeCheck):
 
     def drops(self, task: TokenTask) -> bool:
         needed = self.view.blocks_for(task.prompt + self.tokens[task])
-        return needed <= self.view.blocks - self.view.watermark
+        return needed <= self.view.blocks - self.view.watermark and not self.view.limits.headroom

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from ..pipeline import Stage
@@ -358,7 +358,8 @@ class Handed(TokenTask):
     that decodes found in its own prefix cache, which were not sent (None: it has no cache).
     """
 
-    __slots__ = ()
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those who are of this kind have them
 
     prefilled_by: Place | None
     prefilled: float | None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ...serving.worker import Loop
@@ -103,7 +102,7 @@ class PrefillEngine(_Base):
 
     def withdraw(self, task: TokenTask, now: float) -> None:
         if task in self.kept:
-            self.handover.release(cast("Handed", task))
+            self.handover.release(task)
         else:
             super().withdraw(task, now)
 
@@ -424,7 +423,9 @@ class _DecodeAhead(_Ahead):
         return super().settle(batch)
 
     def _preempt(self, task: TokenTask) -> None:
-        if self.view.blocks_for(task.prompt + task.generated) <= self.view.blocks - self.view.watermark:
+        fits = self.view.blocks_for(task.prompt + task.generated) <= self.view.blocks - self.view.watermark
+        # (With headroom, which vLLM has without asynchronous scheduling only, one alone would lose it for ever.)
+        if fits and not self.headroom:
             self._revoke(task)
         super()._preempt(task)
 
@@ -464,9 +465,13 @@ def _number(task: TokenTask) -> int:
     return task.id
 
 
-@cache
+_made: dict[tuple[str, str], type[TokenEngine]] = {}
+
+
 def in_role(role: Literal["prefill", "decode"], kind: type[TokenEngine]) -> type[TokenEngine]:
     """Engines of *kind* that do only what their *role* says."""
+    if (role, kind.__name__) in _made:
+        return _made[role, kind.__name__]
     parts: list[type] = [PrefillEngine] if role == "prefill" else [DecodeEngine]
     adapts = issubclass(kind, Adapting)
     if adapts and role == "decode":
@@ -476,4 +481,5 @@ def in_role(role: Literal["prefill", "decode"], kind: type[TokenEngine]) -> type
     if issubclass(kind, TokenEngineAhead):
         parts.insert(0, _PrefillAhead if role == "prefill" else _DecodeAhead)
     name = "".join(part.__name__.strip("_") for part in (*parts, kind))
-    return type(name, (*parts, kind), {"kind": HandedAdapterTask if adapts else HandedTask})
+    made = type(name, (*parts, kind), {"kind": HandedAdapterTask if adapts else HandedTask})
+    return _made.setdefault((role, kind.__name__), made)
