@@ -108,7 +108,7 @@ class AheadColumns(ColumnRequests):
             or not engine.affordable(1)
             or not self.lane.take_out(client.timer)
         ):
-            return self.runs.go_on(step, now)
+            return self.runs.go_on(step, now) if self.tell is None else None  # where each step is recorded
         self.open(step, flying=1)
         try:
             now = self.run(step.standing, now)
@@ -294,10 +294,10 @@ class AheadColumns(ColumnRequests):
             for one in self.buckets.pop(heappop(leaving)):
                 if type(one) is int:
                     computed = prompts[one] + lengths[one] - 1
-                elif one in engine.bases and engine.bases[one] + tick == engine.lengths[one]:
+                elif one in engine.bases and engine.bases[one] + tick == engine.lengths[one] and one not in spent:
                     computed = one.prompt + engine.lengths[one] - 1
                 else:
-                    continue  # preempted since, and in another bucket now
+                    continue  # preempted since, and in another bucket now, or in this one again
                 self.context -= computed
                 phases[(computed - tick) % size] -= 1
                 spent.append(one)
