@@ -18,6 +18,7 @@ from servetwin.core import BadInput, Recorder, Request, Summary, Worker
 from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.profiles.llm.launch_times import over_profile
 
 from ..assembly import build
 from ..assembly.llm_workers import prepare
@@ -26,7 +27,6 @@ from ..provenance.policy_code import as_loaded
 from ..registry.policy_errors import policies_answer
 from ..spec.experiment import Experiment
 from .diffusion import Plan, Say, recording, write_report
-from .host_pace import over_profile
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -52,7 +52,9 @@ class VllmReport:
     schedule_ms: dict[str, float]
     intake_ms: dict[str, float]
     moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
-    host: dict[str, Any] | None = None  #: how fast its host was, beside the profile (`host_pace`)
+    host: dict[str, Any] | None = (
+        None  #: how fast its host was, beside the profile (`_host`)
+    )
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""

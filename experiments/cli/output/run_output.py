@@ -338,6 +338,6 @@ def show_real(real: dict[str, Any]) -> None:
         if spread := real[key]:
             say(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
     if host := real.get("host"):
-        from ...backends import host_pace  # which simulations do without
+        from servetwin.profiles.llm import launch_times  # which simulations do without
 
-        say(host_pace.line(host["over_profile"], host["profile"]))
+        say(launch_times.line(host["over_profile"], host["profile"]))

@@ -25,10 +25,10 @@ import numpy as np
 import yaml
 from servetwin.core import BadInput
 from servetwin.profiles import Profile, load
+from servetwin.profiles.llm.launch_times import over_profile
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
-from ...backends.host_pace import over_profile
 from ...registry.catalog import recording_of
 from . import as_command
 from .chat import SEEDS, gap, read, recordings, simulate

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from servetwin.profiles import Profile
-from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
+from ..profile import Profile
+from ..tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
+
+#: Seconds from the end of a launch that the device waited for until its own end: a profile's launches have them.
+TAIL = 4e-4
 #: Steps of a kind at least, for it to be told.
 ENOUGH = 20
 #: What is still the same host.
@@ -30,8 +33,6 @@ def over_profile(launches: Any, schedule: Sequence[float], profile: Profile) -> 
     """
     if BEGINS() not in profile.costs:
         return {}
-    from servetwin.real.vllm.profiling.fitting.host_fit import TAIL  # which a profile's launches have in them
-
     last = int(profile.token_data.engine.graph_tokens or 0)
     tokens, sequences, launched, sampled = np.asarray(launches, dtype=float).reshape(-1, 4).T
     median, mean = schedule

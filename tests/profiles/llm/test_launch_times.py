@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from servetwin.experiments.backends.host_pace import line, over_profile
 from servetwin.experiments.cli.output.run_output import show_real
 from servetwin.profiles import load
+from servetwin.profiles.llm.launch_times import TAIL, line, over_profile
 from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
-from servetwin.real.vllm.profiling.fitting.host_fit import TAIL
 
 PROFILE = load("h200-full/llama-3.1-8b")
 GRAPHS = PROFILE.token_data.engine.graph_tokens
