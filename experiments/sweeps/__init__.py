@@ -5,6 +5,6 @@
 `sweep`             axes, points, one row each, resumable
 `repeat`            many seeds: means with intervals; `statistics`: how those are made
 `cache`             rows that were computed once; `tables`: rows on disk
-`cluster`           points on Dask or Ray
+`pool`              points in several processes; `cluster`: on Dask or Ray
 ==================  ==================================================================
 """

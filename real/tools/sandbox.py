@@ -17,10 +17,8 @@ import contextlib
 import heapq
 import json
 import os
-import secrets
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from functools import cache
 from pathlib import Path
 
 from servetwin.core import BadInput
+from servetwin.core.processes import temporary_folders
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 #: Of a script's output so much is kept, in bytes, from its end.
@@ -79,7 +78,7 @@ def run_script(script: Path, limits: Limits | None = None, *, keep: Path | None 
     limits = limits or Limits()
     if not script.is_file():
         raise BadInput("there is no such script", where=str(script), right="a Python file")
-    folder = Path(tempfile.mkdtemp(prefix="servetwin-script-"))
+    folder = temporary_folders.make("servetwin-script-")
     began = time.monotonic()
     try:
         shutil.copyfile(script, folder / script.name)
@@ -94,40 +93,7 @@ def run_script(script: Path, limits: Limits | None = None, *, keep: Path | None 
                     shutil.copyfile(path, keep / path.name)
         return Result(reason, seconds, output, tuple(p.name for p in files), enforced)
     finally:
-        remove(folder)
-
-
-def remove(folder: Path) -> None:
-    """Remove *folder*, however deep and long-named what a script has nested in it: each folder is emptied into the
-    top one, so that no path and no number of open files grows with the depth."""
-    with contextlib.suppress(OSError):
-        os.chmod(folder, 0o700)
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            names, made, mark = os.listdir(top), 0, secrets.token_hex(8)
-            while names:
-                name = names.pop()
-                with contextlib.suppress(OSError):
-                    if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
-                        os.unlink(name, dir_fd=top)
-                        continue
-                    os.chmod(name, 0o700, dir_fd=top)
-                    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-                    try:
-                        for below in os.listdir(inner):
-                            if stat.S_ISDIR(os.lstat(below, dir_fd=inner).st_mode):
-                                made += 1
-                                os.chmod(below, 0o700, dir_fd=inner)
-                                os.rename(below, f"{mark}{made}", src_dir_fd=inner, dst_dir_fd=top)
-                                names.append(f"{mark}{made}")
-                            else:
-                                os.unlink(below, dir_fd=inner)
-                    finally:
-                        os.close(inner)
-                    os.rmdir(name, dir_fd=top)
-        finally:
-            os.close(top)
-        os.rmdir(folder)
+        temporary_folders.remove(folder)
 
 
 def _run(script: Path, folder: Path, limits: Limits) -> tuple[str, tuple[str, ...], str]:

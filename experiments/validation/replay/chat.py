@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import AfterValidator, Field
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenRequest
+from servetwin.core.processes.temporary_folders import temporary_folder
 from typing_extensions import TypedDict
 
 from ...assembly import build
@@ -128,10 +128,10 @@ class ChatRun:
         content = json.loads(json.dumps(self.experiment))
         deployment = content["deployment"]
         deployment["devices"] = _devices(content, profile)
-        with TemporaryDirectory(prefix="servetwin-") as here:
+        with temporary_folder() as here:
             for of, key in routers(content):
                 if of[key] in self.files:
-                    router = Path(here) / Path(of[key]).name
+                    router = here / Path(of[key]).name
                     router.write_text(self.files[of[key]], encoding="utf-8")
                     of[key] = str(router)
             yield load(content)
