@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from servetwin.core.arithmetic import float_sum
+
 from ..registry import autoscaler_registry
 from ..registry.catalog import suggest
 from . import llm_validation, schedule_validation
@@ -83,7 +85,7 @@ def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> 
         raise Misfit((*path, "quality"), what, "[[0.5, 0.9], [1.0, 1.0]], say")
     weights = actions.similar.weights if actions.similar is not None else None
     values = actions.similar.values if actions.similar is not None else []
-    if weights is not None and (len(weights) != len(values) or not sum(weights)):
+    if weights is not None and (len(weights) != len(values) or not float_sum(weights)):
         what, right = "the weights do not fit the values", "one weight for each value, not all 0"
         raise Misfit((*path, "similar", "weights"), what, right)
     if actions.confidence is not None:
@@ -132,7 +134,7 @@ def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
             "uniform, constant or choice, or workload.trace: {file: ...}",
         )
     if isinstance(steps, ChoiceSteps):
-        if steps.weights is not None and (len(steps.weights) != len(steps.values) or not sum(steps.weights)):
+        if steps.weights is not None and (len(steps.weights) != len(steps.values) or not float_sum(steps.weights)):
             raise Misfit(
                 (*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0"
             )
@@ -354,7 +356,7 @@ def _check_draws(load: Workload) -> None:
     if (
         isinstance(turns, ChoiceTurns)
         and turns.weights is not None
-        and (len(turns.weights) != len(turns.values) or not sum(turns.weights))
+        and (len(turns.weights) != len(turns.values) or not float_sum(turns.weights))
     ):
         raise Misfit((*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0")
 
@@ -482,6 +484,6 @@ def _check_shape(path: tuple[str, ...], draw: ShapeDraw, experiment: Experiment)
             raise Misfit((*path, "draw"), "the arrivals come from no trace", "constant or choice")
     if not isinstance(draw, ChoiceShape) or draw.weights is None:
         return
-    if len(draw.weights) != len(draw.values) or not sum(draw.weights):
+    if len(draw.weights) != len(draw.values) or not float_sum(draw.weights):
         what = "the weights do not fit the values"
         raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")
