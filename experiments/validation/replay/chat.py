@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 from servetwin.core import BadInput
 from servetwin.core.arithmetic import float_sum
+from servetwin.core.files import plain
 from servetwin.core.llm import TokenRequest
 from servetwin.core.processes.temporary_folders import temporary_folder
 from typing_extensions import TypedDict
@@ -189,7 +190,7 @@ def recordings() -> list[Path]:
 def read(path: Path) -> tuple[str, list[ChatRun]]:
     """The profile and the runs of a file that `pack` wrote. Raises `BadInput`."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(plain(path), "rt", encoding="utf-8") as file:
             data = json.load(file)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise BadInput(f"are no runs as they should be: {error}", where=str(path), right=RIGHT) from None
