@@ -76,6 +76,7 @@ def why_whole(run: Built) -> str | None:
         ),
         (len(set(devices)) < len(devices), "workers share a device"),
         (loop.fleet is not None, "replicas come and go"),
+        (run.executor.cards, "models share cards"),
         (bool(loop.handovers), "requests are handed over between engines"),
         (run.sessions is not None, "when requests are sent hangs on answers"),
         (run.experiment.system.stop_after is not None, "the run is cut off after its last request"),
