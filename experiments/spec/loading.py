@@ -13,6 +13,7 @@ policy name, arrival process or step draw) only the keys that the new kind knows
 from __future__ import annotations
 
 import copy
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,9 +98,10 @@ def layers(source: str | Path | Tree) -> list[Layer]:
         if path is None:
             data, text, where, base = source, yaml_io.write(source), "experiment", Path.cwd()
         else:
-            if path in seen:
+            real = Path(os.path.realpath(path))  # by another path or a link it is the same
+            if real in seen:
                 raise BadInput("the file extends itself, by way of what it extends", where=str(path))
-            seen.append(path)
+            seen.append(real)
             where, base = path.stem if path.parent == WORKLOADS else str(path), path.parent
             data, text = yaml_io.read(path, where)
         check_layer(data, where)

@@ -95,6 +95,10 @@ def _no_yaml(error: yaml.YAMLError, where: str) -> BadInput:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     line = f":{mark.line + 1}" if mark is not None else ""
+    if "yaml.org,2002:merge" in problem:
+        raise BadInput(
+            "merge keys (<<) are not read", where=f"{where}{line}", right="the keys themselves, or extends"
+        )
     return BadInput(f"no valid YAML: {problem}", where=f"{where}{line}")
 
 

@@ -400,6 +400,7 @@ class Partial:
     def __enter__(self) -> Partial:
         if self.out is not None:
             self._path = self.out.with_name(self.out.name + ".part")
+            tables.check_plain(self._path)
             held = open_alone(self._path, "writing this table", self.out)
             self._file = os.fdopen(held, "r+b", buffering=0)
             lines = self._file.read().split(b"\n")

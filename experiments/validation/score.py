@@ -294,7 +294,10 @@ def _score_recordings(
     for row in pooled(jobs, (delayed(_replayed)(*task) for task in tasks)):
         rows.append(row)
         if progress is not None:
-            sent, met = (sum(len(run.outcome) for _, run, *_ in tasks[: len(rows)]), sum(row["met"] for row in rows))
+            sent, met = (
+                sum(len(run.outcome) for _, run, *_ in tasks[: len(rows)]),
+                float_sum(row["met"] for row in rows),
+            )
             progress(len(rows), len(tasks), met / sent)
     scored = []
     for i, (recording, run) in enumerate(found):
