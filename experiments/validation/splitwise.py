@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 from servetwin.core import BadInput, Recorder, Request
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import TokenTask
 from servetwin.profiles import load as load_profile
 
@@ -74,7 +75,7 @@ class Cluster:
 
     def total(self, of: Mapping[str, float]) -> float:
         """The cluster's cost or power."""
-        return sum(count * of[kind] for count, kind in filter(None, (self.prefill, self.decode)))
+        return float_sum(count * of[kind] for count, kind in filter(None, (self.prefill, self.decode)))
 
     @property
     def machines(self) -> str:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from .lines import MOST_WHOLE, ending, jsonl_lines, opened
 
@@ -342,7 +343,7 @@ def _waits_for(row: Mapping[str, Any], place: str) -> tuple[list[str], float | N
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadInput("wait_for is no list of requests", where=place, right='"wait_for": ["a-1"]')
     parts = [_seconds(row, (key,), place) for key in ("delay", "tool_wait_ms")]
-    return names, None if parts == [None, None] else sum(part or 0.0 for part in parts)
+    return names, None if parts == [None, None] else float_sum(part or 0.0 for part in parts)
 
 
 Reader = Callable[[Path, Count, "float | None", Left], Iterator[Talk]]
