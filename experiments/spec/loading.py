@@ -90,16 +90,14 @@ def locate(source: str | Path, base: Path | None = None) -> Path:
 def layers(source: str | Path | Tree) -> list[Layer]:
     """The files that make up an experiment, the weakest first, with whole paths. A mapping stands for the content of
     a file. Raises `BadInput`."""
-    chain: list[Layer] = []
-    seen: list[Path] = []
+    chain, seen = list[Layer](), list[str]()
     path = None if isinstance(source, dict) else locate(source)
     while True:
         data: Any
         if path is None:
             data, text, where, base = source, yaml_io.write(source), "experiment", Path.cwd()
         else:
-            real = Path(os.path.realpath(path))  # by another path or a link it is the same
-            if real in seen:
+            if (real := os.path.realpath(path)) in seen:  # by another path or a link it is the same
                 raise BadInput("the file extends itself, by way of what it extends", where=str(path))
             seen.append(real)
             where, base = path.stem if path.parent == WORKLOADS else str(path), path.parent
