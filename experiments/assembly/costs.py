@@ -31,6 +31,10 @@ class Meter:
         served = [*self._device_of.values()]
         self._alone = {device: served.count(device) == 1 for device in self._spans}
 
+    def like(self, workers: Sequence[Worker]) -> Meter:
+        """Such a meter of other *workers*."""
+        return Meter(workers)
+
     def hearing(self, hear: Callable[[Batch], None]) -> Callable[[Batch], None]:
         """What to call with each batch in place of *hear*."""
 

@@ -91,8 +91,10 @@ def wiring(
     stale = dict(routers.values())
     handovers = make_handovers(experiment, workers, profiles, *between) if plan.handover is not None else []
     entries = [worker for worker in workers if worker.takes_requests]
+    entering = {name: own.enters for name, own in experiment.workload.classes.items() if own.enters is not None}
     return {
         **({"handovers": handovers} if handovers else {}),
+        **({"entering": entering} if entering else {}),
         "router": Dispatcher(entries, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,

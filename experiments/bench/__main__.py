@@ -23,6 +23,8 @@ from servetwin.experiments.assembly import build
 from servetwin.experiments.spec import yaml_io
 from servetwin.experiments.spec.loading import load
 
+from .cached import cached
+from .fleet import fleet
 from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
 from .simulators import ratios_now, simulators
@@ -220,6 +222,8 @@ CASES: dict[str, Callable[[int], None]] = {
     "figures": figures,
     "process": whole_process,
     "llm": llm,
+    "cached": cached,
+    "fleet": fleet,
 }
 
 
@@ -232,7 +236,7 @@ def main() -> None:
     few = max(1, asked.rounds // 2)
     for name, case in CASES.items():
         if asked.only in (None, name):
-            case(few if name in ("sweep", "figures") else asked.rounds)
+            case(few if name in ("sweep", "figures", "fleet") else asked.rounds)
     if asked.long or asked.only == "long":
         long(1)
         llm_long()

@@ -18,6 +18,7 @@ from .experiment import (
     Misfit,
     ModuleSpec,
     PipelineSpec,
+    RelativeSLO,
     RequestClass,
     Steps,
     Trace,
@@ -26,6 +27,7 @@ from .experiment import (
     WorkerSpec,
     Workload,
 )
+from .keys.memory import CardSpec
 from .keys.schedule import ByClass
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
 from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, TraceTurns, UniformSeconds, UniformTurns
@@ -69,6 +71,7 @@ def check(experiment: Experiment) -> None:
         raise Misfit(("workload", "draws"), what, "seeded")
     if load.in_turns:
         _check_sessions(experiment)
+    _check_entries(experiment)
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
@@ -164,6 +167,7 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
         groups.add(tuple(worker.modules))
     _check_prices(deployment)
     _check_autoscaler(deployment)
+    _check_cards(deployment, modules)
     for module in deployment.routers:
         if not any(module == worker.modules[0] for worker in deployment.workers):
             what = f"no worker's modules begin with {module!r}"
@@ -206,6 +210,69 @@ def _check_autoscaler(deployment: Deployment) -> None:
     if deployment.handover is not None:
         what = "replicas that come and go do not go together with prefill and decode apart"
         raise Misfit(path, what, "no autoscaler, or workers without a role")
+
+
+def _check_cards(deployment: Deployment, modules: dict[str, ModuleSpec]) -> None:
+    """Raise `Misfit` where the cards of *deployment* cannot be."""
+    taken: dict[str, str] = {}
+    for card, said in (deployment.cards or {}).items():
+        path = ("deployment", "cards", card)
+        for device in said.devices:
+            if device not in deployment.devices:
+                raise Misfit((*path, "devices"), f"unknown device {device!r}", suggest(device, deployment.devices))
+            if device in taken:
+                what = f"{device} is a model of {taken[device]} already"
+                raise Misfit((*path, "devices"), what, "each model on one card, named once")
+            taken[device] = card
+        _check_models(path, said)
+    if deployment.cards is None:
+        return
+    if deployment.autoscaler is not None:
+        what = "replicas that come and go do not go together with cards that several models share"
+        raise Misfit(("deployment", "autoscaler"), what, "no autoscaler, or no cards")
+    for place, worker in enumerate(deployment.workers):
+        if worker.device not in taken:
+            continue
+        at = ("deployment", "workers", place)
+        if worker.gpus is not None or worker.role is not None:
+            key = "gpus" if worker.gpus is not None else "role"
+            what = f"{worker.device} is a model of the card {taken[worker.device]}, which takes turns with others"
+            raise Misfit((*at, key), what, f"no key {key}, or a card of its own")
+        engine = worker.engine
+        if modules[worker.modules[0]].llm and (engine is None or engine.blocks is None):
+            what = f"the KV cache of {worker.device} takes memory of the card {taken[worker.device]} for good"
+            raise Misfit((*at, "engine", "blocks"), what, "its KV blocks: what fits beside the weights")
+
+
+def _check_models(path: tuple[str, ...], said: CardSpec) -> None:
+    for key in ("weights", "pinned", "loaded"):
+        for name in getattr(said, key) or ():
+            if name not in said.devices:
+                raise Misfit((*path, key), f"{name!r} is no model of this card", suggest(name, said.devices))
+
+
+def _check_entries(experiment: Experiment) -> None:
+    """Raise `Misfit` where a class enters what is no entry, or its promise hangs on modules that it passes by."""
+    pipeline = experiment.pipeline
+    names = [*pipeline.modules]
+    targets = set(names[1:]) if pipeline.edges is None else {target for _, target in pipeline.edges}
+    targets |= {branch.to for branch in pipeline.branches}
+    entries = [name for name in names if name not in targets]
+    for name, own in experiment.workload.classes.items():
+        if own.enters is None:
+            continue
+        path = ("workload", "classes", name)
+        for module in own.enters:
+            if module not in entries:
+                what = f"{module!r} is not what the pipeline begins with"
+                raise Misfit((*path, "enters"), what, suggest(module, entries))
+        if len(set(own.enters)) < len(own.enters):
+            raise Misfit((*path, "enters"), "a module is named twice", "each module once")
+        if isinstance(experiment.slo_of(name), RelativeSLO):
+            what = "a multiple of the latency alone counts modules that this class does not pass"
+            raise Misfit((*path, "slo"), what, "slo: {seconds: ...}, for the experiment or this class")
+        if experiment.budget.used:
+            raise Misfit(("budget",), f"requests of {name} do not pass all stages", "no budget, or no key enters")
 
 
 def _check_kind_of_worker(

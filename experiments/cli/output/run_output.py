@@ -72,7 +72,7 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
     fleet, groups = summary.get("fleet"), {w.device for w in experiment.deployment.workers if w.gpus}
     costs = cost_lines(summary.get("cost"), summary["duration"], fleet)
-    for line in (*fleet_lines(fleet), *costs, *_use_lines(use, groups)):
+    for line in (*fleet_lines(fleet), *placement_lines(summary.get("placement")), *costs, *_use_lines(use, groups)):
         say(line)
     for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -261,6 +261,15 @@ def fleet_lines(fleet: Mapping[str, Any] | None) -> list[str]:
     mean, most = fleet["mean_replicas"], fleet["most_replicas"]
     many = f"replicas: {mean:.4g} on average, " if mean is not None else "replicas: "
     return [f"{many}{most} at most, {fleet['starts']} starts; {fleet['waited_for_a_replica']} waits for one"]
+
+
+def placement_lines(placement: Mapping[str, Any] | None) -> list[str]:
+    """What a run says of cards that several models share."""
+    if placement is None:
+        return []
+    models = ", ".join(f"{name} {own['swaps']}" for name, own in placement["models"].items())
+    each = f" ({models})" if models else ""
+    return [f"weights: {placement['swaps']} swaps{each}, {placement['seconds_swapping']:.1f} s in all"]
 
 
 def cost_lines(cost: Mapping[str, Any] | None, duration: float, fleet: Mapping[str, Any] | None = None) -> list[str]:
