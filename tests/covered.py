@@ -82,7 +82,7 @@ def seconds() -> dict[str, float]:
 
 
 def table(one: coverage.Coverage, missing: str | None) -> dict[str, float]:
-    """Print the share of each package, and what is missing in files whose path begins with *missing*."""
+    """Print the share of each package, and what is missing in the file or folder *missing*."""
     shares = {}
     for package in PACKAGES:
         out = io.StringIO()
