@@ -40,7 +40,16 @@ from ..serving.loop import ServingLoop
 from ..serving.pool import ManyInFlight, Pool
 from ..serving.worker import Worker
 from ..slo import latest
-from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PipelineCheck, PrefillCheck, SpeculativeCheck
+from .engine_checker import (
+    AheadCheck,
+    DecodeAheadCheck,
+    DecodeCheck,
+    EngineCheck,
+    PipelineCheck,
+    PrefillAheadCheck,
+    PrefillCheck,
+    SpeculativeCheck,
+)
 from .record_checker import FINISHED, check_ends, check_order, check_records
 
 __all__ = ["INVARIANTS", "InvariantChecker", "check_records"]
@@ -259,7 +268,7 @@ class InvariantChecker(Recorder):
             raise broken(
                 2, f"{request} finished at {request.finished!r}, its last stage at {last!r}, told at {now!r}"
             )
-        missing = set(self.loop.serving if self.loop else ()) - {task.stage.name for task in request.tasks}
+        missing = (self.loop.way_of(request) if self.loop else set()) - {task.stage.name for task in request.tasks}
         if missing and not self.jumps:
             raise broken(7, f"{request} never passed {', '.join(sorted(missing))}")
 
@@ -453,7 +462,8 @@ class WatchedEngine(WatchedWorker):
         if stages > 1:
             self.check = PipelineCheck(worker, checker.asked)
         if worker.role != "both":
-            kind = PrefillCheck if worker.role == "prefill" else DecodeCheck
+            kinds = (PrefillAheadCheck, DecodeAheadCheck) if ahead else (PrefillCheck, DecodeCheck)
+            kind = kinds[worker.role == "decode"]
             self.check = kind(worker, checker.asked, checker.tokens)
         self.steps: list[Batch] = []
 
@@ -509,7 +519,9 @@ class WatchedPolicy(PolicyBase):
     def __init__(self, inner: Any, watched: WatchedWorker) -> None:
         self.inner = inner
         self.watched = watched
-        self.ahead = inner.ahead
+        for name in ("ahead", "chunks", "tokens_a_step"):  # by which an engine goes
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
 
     def start(self, view: WorkerView) -> None:
         self.inner.start(view)

@@ -138,6 +138,17 @@ class ServingLoop:
         """By class, the stages at which its requests enter, given the modules; those of others enter everywhere."""
         return {name: [s for s in self.entries if s.modules[0] in modules] for name, modules in by_class.items()}
 
+    def way_of(self, request: Request) -> set[str]:
+        """The names of the stages that *request* passes, as far as no branch skips one."""
+        found: set[str] = set()
+        coming = [*self.entering.get(request.class_name, self.entries)]
+        while coming:
+            stage = coming.pop()
+            if stage.name not in found:
+                found.add(stage.name)
+                coming += stage.next
+        return found
+
     # -- events -----------------------------------------------------------------------------------------
 
     def arrive(self, request: Request) -> None:

@@ -151,7 +151,7 @@ TOKENS = (
     *("token_goodput", "token_goodput_artifact", "prefill_goodput", "decode_goodput", "limits_goodput"),
     *("output_throughput", "total_token_throughput", "on_time_tokens", "late_tokens", "preemptions"),
     *("prefix_cache_hit_rate", "prefix_cache_hit_rate_on_host", "mean_acceptance_length", "adapter_loads"),
-    *("handovers", "mean_handover_wait_ms", "mean_handover_ms"),
+    *("handovers", "mean_handover_wait_ms", "mean_handover_ms", "handover_hit_rate"),
     *(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p90", "p99")),
 )
 

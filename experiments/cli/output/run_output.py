@@ -250,6 +250,9 @@ def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -
     if tokens.get("handovers"):
         wait, way = tokens["mean_handover_wait_ms"], tokens["mean_handover_ms"]
         say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")
+    if tokens.get("handover_hit_rate") is not None:
+        rate, hits = 100 * tokens["handover_hit_rate"], tokens["handover_hits"]
+        say(f"  of their prompts {rate:.1f} %, {hits} tokens, found where they decode and not sent")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servetwin.core import BadInput
+from servetwin.core import BadInput, Outcome
 from servetwin.experiments.assembly import fleets
 from servetwin.experiments.assembly.build import build, run
 from servetwin.experiments.spec import yaml_io
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.point import results_of
+from servetwin.experiments.validation.check_policy import run_under_invariants
 
 PROFILE = {
     "schema_version": 1,
@@ -125,6 +126,17 @@ def test_two_models_that_alternate_by_hand(tmp_path: Path) -> None:
     assert [(swap["start"], swap["end"]) for swap in swaps[:3]] == [(12.0, 14.0), (16.0, 17.0), (20.0, 22.0)]
     assert found["placement"]["seconds_swapping"] == 3 * 2.0 + 3 * 1.0
     assert found["classes"]["large"]["mean_e2el_ms"] == pytest.approx(2500.0)
+
+
+@pytest.mark.parametrize("stay", [0.0, 2.0])
+def test_all_invariants_hold(tmp_path: Path, stay: float) -> None:
+    card = {"gib": 9.0, "weights": {"small": 4.0, "large": 8.0, "third": 1.0}, "gb_per_s": 8.0, "stay": stay}
+    chosen = experiment(
+        tmp_path, card, workload__arrivals={"process": "poisson", "rate": 1.5}, policy={"name": "edf"}
+    )
+    summary = run_under_invariants(chosen)
+    assert summary.finished + summary.outcomes[Outcome.DROPPED] == 40
+    assert summary.input["placement"]["swaps"] > 5
 
 
 @pytest.mark.parametrize("rate", [0.4, 0.7])
