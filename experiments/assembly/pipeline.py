@@ -140,7 +140,7 @@ def make_pool(
 
 def real_tools(experiment: Experiment) -> dict[str, ScriptTool]:
     """What each pool runs for real, by the pool's name. Raises `BadInput` where nothing is said of that."""
-    from servetwin.real.tools.sandbox import Limits, confinement
+    from servetwin.real.tools.sandbox import REQUIRED, Limits, confinement
     from servetwin.real.tools.script_tool import ScriptTool
 
     tools = {}
@@ -153,7 +153,7 @@ def real_tools(experiment: Experiment) -> dict[str, ScriptTool]:
             raise BadInput(
                 "a real run needs to know what this tool runs", where=f"deployment.workers.{i}", right=right
             )
-        missing = {"no_network", "writes_confined"} - set(confinement()) if scripts.strict else ()
+        missing = set(REQUIRED) - set(confinement()) if scripts.strict else ()
         if missing:
             what = f"this system does not confine scripts: {', '.join(sorted(missing))}"
             raise BadInput(what, where=f"deployment.workers.{i}.scripts", right="strict: false, if you know them")

@@ -28,6 +28,7 @@ from ..registry import autoscaler_registry, policy_objects, policy_registry, rou
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from . import cluster
+from .pool import pooled
 
 Row = dict[str, Any]
 
@@ -396,13 +397,13 @@ def _in_processes(
     experiments: Sequence[Experiment], numbers: Sequence[int], jobs: int, point: Point | None
 ) -> Generator[Outcome, None, None]:
     """The outcomes of those of *experiments* that have these *numbers*."""
-    from joblib import Parallel, delayed
+    from joblib import delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
-        parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
         here = (os.getcwd(), tuple(sys.path))
-        outcomes = parallel(delayed(_run_elsewhere)(here, i, experiments[i], point) for i in numbers)
+        tasks = (delayed(_run_elsewhere)(here, i, experiments[i], point) for i in numbers)
+        outcomes = pooled(jobs, tasks, in_order=False)
         try:
             for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
                 yield outcome

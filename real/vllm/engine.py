@@ -10,9 +10,7 @@ import gc
 import json
 import os
 import select
-import shutil
 import sys
-import tempfile
 import time
 import weakref
 from collections import Counter
@@ -25,6 +23,7 @@ from typing import Any, Literal
 from servetwin.core import BadInput, ServeTwinError
 from servetwin.core.errors import Stopped
 from servetwin.core.llm import TokenPolicy
+from servetwin.core.processes import temporary_folders
 
 from ..client import END, PACKET, Client
 from ..cpu_affinity import pinned_core
@@ -220,8 +219,9 @@ class VllmEngine:
         if not built and not (Path(folder) / "config.json").is_file():
             raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
         if built:
-            folder = tempfile.mkdtemp(prefix="servetwin-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            made = temporary_folders.make()
+            weakref.finalize(self, temporary_folders.remove, made)
+            folder = str(made)
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
         began = time.monotonic()
         more: dict[str, Any] = {} if options.compiled else {"enforce_eager": True}

@@ -86,7 +86,7 @@ def import_profile(
     content = engine(source_format, source, settings, profile=name)
     tables.make_folder(out.parent)
     command = shlex.join(["servetwin", *sys.argv[1:]])
-    files.write_whole(out, lambda path: path.write_text(text(content, command), encoding="utf-8"))
+    tables.write_text(out, text(content, command))
     found = load(str(out))
     if as_json:
         print_json(profile_dict(found.data, out))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 from servetwin.core import BadInput
+from servetwin.core.processes.temporary_folders import temporary_folder
 from servetwin.profiles import Profile, load
 from servetwin.profiles.llm.launch_times import over_profile
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
@@ -111,8 +111,8 @@ def with_host(profile: Profile, factors: Mapping[str, float]) -> Iterator[str]:
     also = {BEGINS_EACH(): BEGINS(), LAUNCH_EACH(): BEGINS()}
     for name in (*factors, *also):
         data["costs"][name]["value"] *= factors[also.get(name, name)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "profile.yaml"
+    with temporary_folder() as folder:
+        path = folder / "profile.yaml"
         path.write_text(yaml.safe_dump(data), encoding="utf-8")
         yield str(path)
 
