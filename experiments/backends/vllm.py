@@ -52,9 +52,7 @@ class VllmReport:
     schedule_ms: dict[str, float]
     intake_ms: dict[str, float]
     moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
-    host: dict[str, Any] | None = (
-        None  #: how fast its host was, beside the profile (`_host`)
-    )
+    host: dict[str, Any] | None = None  #: how fast its host was, beside the profile (`_host`)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
@@ -391,5 +389,6 @@ def _host(run: Run, profile: Profile) -> dict[str, Any] | None:
         return None
     rows = [(at.tokens, at.sequences, at.launched, at.sampled) for at in run.launches]
     asked = [step.scheduled - step.start for step in run.steps]
-    factors = over_profile(rows, (statistics.median(asked), statistics.fmean(asked)), profile)
+    graphs = int(profile.token_data.engine.graph_tokens or 0)
+    factors = over_profile(rows, (statistics.median(asked), statistics.fmean(asked)), profile.costs, graphs)
     return {"profile": profile.name, "over_profile": factors} if factors else None

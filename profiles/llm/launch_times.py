@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..profile import Profile
+from ..tables.cost import Cost
 from ..tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
 #: Seconds from the end of a launch that the device waited for until its own end: a profile's launches have them.
@@ -24,28 +24,30 @@ ALIKE = 0.1
 WORDS = {BEGINS(): "as one graph", LAUNCH_PIECES(): "piece by piece", LAUNCH(): "kernel by kernel"}
 
 
-def over_profile(launches: Any, schedule: Sequence[float], profile: Profile) -> dict[str, float]:
-    """How many times as long as in *profile* the host took to launch steps, by the name of the cost (`WORDS`).
+def over_profile(
+    launches: Any, schedule: Sequence[float], costs: Mapping[str, Cost], graphs: int
+) -> dict[str, float]:
+    """How many times as long as by the *costs* of a profile, whose largest graph has *graphs* tokens, the host took to
+    launch steps, by the name of the cost (`WORDS`).
 
     *launches* is an array of shape (steps, 4): tokens, sequences, seconds until launched and until its sampling was;
     *schedule* are the seconds that the scheduler took, median and mean. Kinds of fewer than `ENOUGH` steps are left
     out; nothing is told of a profile that knows no such costs.
     """
-    if BEGINS() not in profile.costs:
+    if BEGINS() not in costs:
         return {}
-    last = int(profile.token_data.engine.graph_tokens or 0)
     tokens, sequences, launched, sampled = np.asarray(launches, dtype=float).reshape(-1, 4).T
     median, mean = schedule
 
     def cost(name: str) -> float:
-        return profile.cost(name).scalar() if name in profile.costs else 0.0
+        return costs[name].scalar() if name in costs else 0.0
 
     alone = tokens == sequences
     factors: dict[str, float] = {}
-    if (graphs := alone & (tokens <= last)).sum() >= ENOUGH:
-        usual = cost(BEGINS()) + cost(BEGINS_EACH()) * float(np.median(sequences[graphs]))
-        factors[BEGINS()] = float((np.median(launched[graphs]) + median) / usual)
-    for name, some in ((LAUNCH_PIECES(), ~alone & (tokens <= last)), (LAUNCH(), tokens > last)):
+    if (decoding := alone & (tokens <= graphs)).sum() >= ENOUGH:
+        usual = cost(BEGINS()) + cost(BEGINS_EACH()) * float(np.median(sequences[decoding]))
+        factors[BEGINS()] = float((np.median(launched[decoding]) + median) / usual)
+    for name, some in ((LAUNCH_PIECES(), ~alone & (tokens <= graphs)), (LAUNCH(), tokens > graphs)):
         usual = cost(name) + cost(LAUNCH_EACH()) * float(sequences[some].mean()) if some.any() else 0.0
         if some.sum() >= ENOUGH and usual > 0.0:
             factors[name] = float((sampled[some].mean() + mean + TAIL) / usual)

@@ -111,6 +111,10 @@ IMPORTED = [
     "a100/opt-13b-tp1-imported",
     "a100/opt-13b-tp1-vllm-imported",
     *(
+        f"{device}-imported"
+        for device in ("a100/bloom-176b-tp8", "h100/bloom-176b-tp8", "h100/bloom-176b-tp8-capped")
+    ),
+    *(
         f"{device}/{model}-tp{devices}-imported"
         for device in ("a100", "h100", "h200")
         for model in ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b")

@@ -125,9 +125,9 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Make a trace with sessions of recorded conversations or of an agent's requests."""
-    from ...backends.profile import write_whole
     from ...registry.catalog import suggest
     from ...sweeps import tables
+    from ...sweeps.tables import write_whole
     from ...workload.traces import conversations
 
     if form not in conversations.FORMS:

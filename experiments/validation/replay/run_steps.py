@@ -100,7 +100,10 @@ def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> 
     """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost; what
     is too rare to be told is taken to be as slow as steps that only decode."""
     prompt, sequences, decode, launched, sampled = (steps[:, COLUMNS.index(name)] for name in HOST)
-    found = over_profile(np.column_stack((prompt + decode, sequences, launched, sampled)), schedule, profile)
+    graphs = int(profile.token_data.engine.graph_tokens or 0)
+    found = over_profile(
+        np.column_stack((prompt + decode, sequences, launched, sampled)), schedule, profile.costs, graphs
+    )
     return {name: found.get(name, found[BEGINS()]) for name in (BEGINS(), LAUNCH_PIECES(), LAUNCH())}
 
 

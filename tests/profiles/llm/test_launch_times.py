@@ -28,7 +28,7 @@ def launches(slower: float) -> np.ndarray:
 
 @pytest.mark.parametrize("slower", [0.8, 1.0, 1.5])
 def test_a_host_is_as_slow_as_its_launches(slower: float) -> None:
-    found = over_profile(launches(slower), (SCHEDULE, SCHEDULE), PROFILE)
+    found = over_profile(launches(slower), (SCHEDULE, SCHEDULE), PROFILE.costs, GRAPHS)
     assert [*found] == [BEGINS(), LAUNCH_PIECES(), LAUNCH()]
     assert list(found.values()) == pytest.approx([slower] * 3)
     told = line(found, PROFILE.name)
@@ -38,16 +38,19 @@ def test_a_host_is_as_slow_as_its_launches(slower: float) -> None:
 
 def test_what_is_rare_is_not_told() -> None:
     some = launches(1.2)[:40]  # ten of them piece by piece
-    assert [*over_profile(some, (SCHEDULE, SCHEDULE), PROFILE)] == [BEGINS()]
-    assert over_profile(some[:5], (SCHEDULE, SCHEDULE), PROFILE) == {}
+    assert [*over_profile(some, (SCHEDULE, SCHEDULE), PROFILE.costs, GRAPHS)] == [BEGINS()]
+    assert over_profile(some[:5], (SCHEDULE, SCHEDULE), PROFILE.costs, GRAPHS) == {}
 
 
 def test_a_profile_that_knows_no_launches_tells_nothing() -> None:
-    assert over_profile(launches(1.2), (SCHEDULE, SCHEDULE), load("a6000/opt-13b-tp1")) == {}
+    assert over_profile(launches(1.2), (SCHEDULE, SCHEDULE), load("a6000/opt-13b-tp1").costs, 0) == {}
 
 
 def test_a_run_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
-    host = {"profile": PROFILE.name, "over_profile": over_profile(launches(1.5), (SCHEDULE, SCHEDULE), PROFILE)}
+    host = {
+        "profile": PROFILE.name,
+        "over_profile": over_profile(launches(1.5), (SCHEDULE, SCHEDULE), PROFILE.costs, GRAPHS),
+    }
     show_real({"lateness_ms": {}, "gap_ms": {}, "host": host})
     assert "the host was slower" in capsys.readouterr().out
     show_real({"lateness_ms": {}, "gap_ms": {}})
