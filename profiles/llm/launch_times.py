@@ -27,8 +27,8 @@ WORDS = {BEGINS(): "as one graph", LAUNCH_PIECES(): "piece by piece", LAUNCH(): 
 def over_profile(
     launches: Any, schedule: Sequence[float], costs: Mapping[str, Cost], graphs: int
 ) -> dict[str, float]:
-    """How many times as long as by the *costs* of a profile, whose largest graph has *graphs* tokens, the host took to
-    launch steps, by the name of the cost (`WORDS`).
+    """How many times as long as by the *costs* of a profile, whose largest graph has *graphs* tokens, the host took
+    to launch steps, by the name of the cost (`WORDS`).
 
     *launches* is an array of shape (steps, 4): tokens, sequences, seconds until launched and until its sampling was;
     *schedule* are the seconds that the scheduler took, median and mean. Kinds of fewer than `ENOUGH` steps are left
