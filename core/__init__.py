@@ -16,6 +16,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `isolation`                 keeps a policy to reading what it is shown and to answering
 `serving`                   the loop, its workers, and what executors are asked
 `scaling`, `fleets`         autoscalers: what they see and say; the replicas that come and go
+`faults`                    workers that fail, slow down and come back; requests that are sent again
 `groups`                    workers that share the devices of a group out among several batches
 `invariants`                docs/reference/invariants.md, checked while a run goes and on its records
 `testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract

@@ -110,10 +110,10 @@ class Run:
         fleet, held_for = self.loop.fleet, None
         if fleet is not None:
             lasted = summary.first_arrival or 0.0, summary.last_end
-            summary.input["fleet"], held_for = fleet.summary(*lasted), fleet.held(*lasted)
+            summary.input[fleet.called], held_for = fleet.summary(*lasted), fleet.held(*lasted)
             if isinstance(self.recorder, RunFolder):
-                lines = [json.dumps({"at": at, "replica": n + 1, "state": state}) for at, n, state in fleet.changes]
-                (self.recorder.folder / "fleet.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+                lines = [json.dumps(line) for line in fleet.lines()]
+                (self.recorder.folder / f"{fleet.called}.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
@@ -190,7 +190,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
     acts = any(module.actions for module in experiment.pipeline.modules.values())
     states = optional or acts or experiment.deployment.handover is not None
-    states = states or experiment.deployment.autoscaler is not None
+    states = states or experiment.deployment.autoscaler is not None or experiment.deployment.faults is not None
     if said := [*not_measured(profiles.values()), *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
@@ -210,6 +210,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         steps=engine_options.steps(experiment, profiles) if optional else None,
         swaps=engine_options.swaps(experiment, profiles) if optional else None,
     )
+    executor.breaks = experiment.deployment.faults is not None
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         wired = wiring(experiment, stages, workers, profiles, replicas)
         loop = ServingLoop(stages, workers, executor, recorder, **wired)

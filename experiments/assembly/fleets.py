@@ -39,7 +39,10 @@ def _starting(spec: StartSpec, seed: int) -> Callable[[int], float]:
 
 
 def refuse(experiment: Experiment, who: str, right: str) -> None:
-    """Raise `BadInput` if replicas of *experiment* come and go, which *who* does not know."""
+    """Raise `BadInput` if replicas of *experiment* come and go, or devices fail, which *who* does not know."""
     if experiment.deployment.autoscaler is not None:
         what = f"{who} knows no replicas that come and go"
         raise BadInput(what, where="deployment.autoscaler", right=right)
+    if experiment.deployment.faults is not None:
+        what = f"{who} knows no devices that fail"
+        raise BadInput(what, where="deployment.faults", right=right.replace("autoscaler", "faults"))

@@ -19,11 +19,13 @@ from servetwin.core.serving.branching import Branching
 from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.core.serving.pool import Pool
+from servetwin.core.serving.worker import Scaling
 
 from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..spec.shapes import StepActionsSpec
 from ..workload.lengths import largest
+from .faults import make_faults
 from .fleets import make_fleet
 from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
@@ -95,8 +97,16 @@ def wiring(
         "router": Dispatcher(entries, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,
-        "fleet": make_fleet(plan.autoscaler, workers, replicas, experiment.seed) if plan.autoscaler else None,
+        "fleet": _comes_and_goes(experiment, workers, replicas),
     }
+
+
+def _comes_and_goes(experiment: Experiment, workers: Sequence[Worker], replicas: int) -> Scaling | None:
+    """What lets *workers* come and go, if anything does."""
+    plan = experiment.deployment
+    if plan.faults is not None:
+        return make_faults(plan.faults, workers, experiment.seed)
+    return make_fleet(plan.autoscaler, workers, replicas, experiment.seed) if plan.autoscaler else None
 
 
 # -- tools ------------------------------------------------------------------------------------------------------

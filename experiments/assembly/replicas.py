@@ -40,6 +40,7 @@ def expanded(experiment: Experiment) -> Experiment:
         handover=plan.handover,
         prices=prices if plan.prices is not None else None,
         autoscaler=plan.autoscaler,
+        faults=plan.faults,
     )
     return experiment.model_copy(update={"deployment": whole})
 

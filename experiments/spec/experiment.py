@@ -18,6 +18,7 @@ from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
 from .keys.autoscaler import AutoscalerSpec
+from .keys.faults import FaultsSpec
 from .keys.field_types import Count, NotNegative, Positive, Strict, Weight
 from .keys.prices import Price
 from .keys.routing import HandoverSpec, RouterSpec, Routing
@@ -407,7 +408,8 @@ class Deployment(Strict):
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
     decode, where there are such roles. *prices*: what each device costs, and draws. *autoscaler*: how many of the
-    *replicas*, which are then the most, serve when.
+    *replicas*, which are then the most, serve when. *faults*: which devices and workers fail, and what is done
+    about it.
     """
 
     name: str | None = None
@@ -420,6 +422,7 @@ class Deployment(Strict):
     handover: HandoverSpec | None = None
     prices: dict[str, Price] | None = None
     autoscaler: AutoscalerSpec | None = None
+    faults: FaultsSpec | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
@@ -519,7 +522,7 @@ class Experiment(Strict):
         if whole:
             return content
         for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
-            for key in ("handover", "role", "prices", "actions", "autoscaler", "gpus"):
+            for key in ("handover", "role", "prices", "actions", "autoscaler", "faults", "gpus"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:

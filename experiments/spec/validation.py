@@ -6,7 +6,7 @@ import re
 
 from ..registry import autoscaler_registry
 from ..registry.catalog import suggest
-from . import llm_validation, schedule_validation
+from . import fault_validation, llm_validation, schedule_validation
 from .experiment import (
     ChoiceSteps,
     Constant,
@@ -70,6 +70,7 @@ def check(experiment: Experiment) -> None:
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
+    fault_validation.check(experiment)
 
 
 def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> None:

@@ -2,6 +2,7 @@
 
 ==================  ==================================================================
 `autoscaler`        replicas that come and go, and what their start takes
+`faults`            devices and workers that fail, and what is done about it
 `field_types`       what every part of an experiment file is made of
 `prices`            what devices cost, and draw
 `routing`           which of several workers a request goes to; hand-overs from prefill to decode
