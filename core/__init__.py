@@ -10,6 +10,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `routing`, `slo`            which worker a request goes to, and what it is owed
 `records`, `metrics`        the files of a run (`json_lines`), and its summary; `group_metrics`: by class and tenant
 `random_streams`            random numbers, a stream per purpose
+`arithmetic`                sums of floats that come out alike on every Python
 `errors`                    what reaches a user; the invariants by number
 `installed`                 which packages of the optional extras are there
 `llm`                       all of that for language models; `llm.serving`: their engines

@@ -9,6 +9,7 @@ Requests name their class and tenant (`servetwin.core.request.Request`); those t
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .arithmetic import float_sum
 from .request import ActingTask, Outcome, Request
 
 
@@ -28,7 +30,7 @@ def jain(shares: Iterable[float]) -> float | None:
     if not largest:
         return None
     parts = [x / largest for x in values]  # squares of very large or small shares are no numbers
-    return sum(parts) ** 2 / (len(parts) * sum(x * x for x in parts))
+    return float_sum(parts) ** 2 / (len(parts) * float_sum(x * x for x in parts))
 
 
 class Group:
@@ -38,17 +40,14 @@ class Group:
     def __init__(self) -> None:
         self.outcomes: Counter[Outcome] = Counter()
         self.e2el = array("d")
-        self.service = 0
-        self.entitled = 0.0  # service over the weight of who got it
+        self.served: Counter[float] = Counter()  # service by the weight of who got it
         self.tokens: Tokens | None = None
 
     def ended(self, request: Request) -> None:
         self.outcomes[request.outcome] += 1  # type: ignore[index]
         if request.finished is not None:
             self.e2el.append(request.finished - request.arrival)
-        service = sum([task.service for task in request.tasks])
-        self.service += service
-        self.entitled += service / request.weight
+        self.served[request.weight] += sum([task.service for task in request.tasks])
 
     def ended_together(self, met: np.ndarray, e2el: np.ndarray, service: np.ndarray, weights: np.ndarray) -> None:
         """Several have ended, one after the other: which of them *met* their SLO, after how many seconds, with what
@@ -58,9 +57,27 @@ class Group:
             if many:
                 self.outcomes[outcome] += many
         self.e2el.frombytes(e2el.tobytes())
-        self.service += int(service.sum())
-        for share in (service / weights).tolist():  # in the order of `ended`, on which the last digits hang
-            self.entitled += share
+        for weight in set(weights.tolist()):
+            self.served[weight] += int(service[weights == weight].sum())
+
+    def merge(self, other: Group) -> None:
+        """Count what *other* counted as well."""
+        self.outcomes.update(other.outcomes)
+        self.e2el.extend(other.e2el)
+        self.served.update(other.served)
+        if other.tokens is not None:
+            self.tokens = self.tokens or Tokens()
+            self.tokens.merge(other.tokens)
+
+    @property
+    def service(self) -> int:
+        """Iterations, or tokens where there are LLM stages, that were computed for its requests."""
+        return self.served.total()
+
+    @property
+    def entitled(self) -> float:
+        """Service over the weight of who got it."""
+        return math.fsum(service / weight for weight, service in self.served.items())
 
     @property
     def attainment(self) -> float:
@@ -89,6 +106,14 @@ class Tokens:
         self.deadlines = False  # whether tokens have any
         self.ttft, self.tpot = array("d"), array("d")
 
+    def merge(self, other: Tokens) -> None:
+        """Count what *other* counted as well."""
+        self.output += other.output
+        self.on_time += other.on_time
+        self.deadlines = self.deadlines or other.deadlines
+        self.ttft.extend(other.ttft)
+        self.tpot.extend(other.tpot)
+
     def as_dict(self, duration: float) -> dict[str, Any]:
         out: dict[str, Any] = {"total_output_tokens": self.output}
         if self.deadlines:
@@ -98,7 +123,7 @@ class Tokens:
 
 
 def _mean_and_p99(name: str, seconds: array[float]) -> dict[str, float | None]:
-    ms = np.array(seconds) * 1000.0
+    ms = np.sort(np.array(seconds)) * 1000.0  # sums do not hang on the order in which requests end
     return {
         f"mean_{name}_ms": float(ms.mean()) if ms.size else None,
         f"p99_{name}_ms": float(np.percentile(ms, 99)) if ms.size else None,
@@ -121,6 +146,12 @@ class Groups:
             found.append(self.tenants.get(request.tenant) or self.tenants.setdefault(request.tenant, Group()))
         return found
 
+    def merge(self, other: Groups) -> None:
+        """Count what *other* counted as well."""
+        for own, theirs in ((self.classes, other.classes), (self.tenants, other.tenants)):
+            for name, group in theirs.items():
+                own.setdefault(name, Group()).merge(group)
+
     def as_dict(self, duration: float) -> dict[str, Any]:
         """``classes``, ``tenants`` and, of two tenants or more, ``fairness``: Jain's index of their attainments, and
         of the service that each got for its weight."""
@@ -129,7 +160,7 @@ class Groups:
             if groups:
                 out[name] = {key: groups[key].as_dict(duration) for key in sorted(groups)}
         if len(self.tenants) > 1:
-            tenants = self.tenants.values()
+            tenants = [self.tenants[name] for name in sorted(self.tenants)]
             out["fairness"] = {
                 "jain_attainment": jain(group.attainment for group in tenants),
                 "jain_service": jain(group.entitled for group in tenants),

@@ -32,6 +32,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .arithmetic import float_sum
 from .errors import BadInput
 
 #: Ways through a graph that are looked at to see whether all its joins are fed.
@@ -238,7 +239,7 @@ class Pipeline:
                         raise BadInput(f"edge {edge} leads back without a bound", right="most: 3, say")
                 else:
                     ahead[m].add(edge.target)
-            total = sum(e.probability for e in edges)
+            total = float_sum(e.probability for e in edges)
             if total > 1.0 + 1e-9:
                 raise BadInput(
                     f"the edges that leave {m} have probabilities of {total:g} together", right="1 at most"
@@ -255,7 +256,7 @@ class Pipeline:
         """Where a request most likely goes from *module*, retries left out."""
         edges = self._forward(module)
         best = max(edges, key=lambda e: e.probability, default=None)
-        if best is None or best.probability < 1.0 - sum(e.probability for e in edges):
+        if best is None or best.probability < 1.0 - float_sum(e.probability for e in edges):
             return self.successors[module]
         return [best.target]
 
@@ -282,7 +283,7 @@ class Pipeline:
                 *self.branches[m],
                 *(
                     [None]
-                    if sum(e.probability for e in self.branches[m]) < 1 - 1e-9
+                    if float_sum(e.probability for e in self.branches[m]) < 1 - 1e-9
                     or all(e.most is not None for e in self.branches[m])
                     else []
                 ),

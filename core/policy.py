@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from .arithmetic import float_sum
 from .pipeline import Stage
 from .request import ActingTask, Place, Shape, Task
 from .routing import WorkerState
@@ -316,11 +317,11 @@ class WorkerView:
         if stage.loop:
             seconds = left * alone[stage.loop]
             if stage.before and left == task.iterations:
-                seconds += sum([alone[m] for m in stage.before])
+                seconds += float_sum([alone[m] for m in stage.before])
         if stage.after:
-            seconds += sum([alone[m] for m in stage.after])
+            seconds += float_sum([alone[m] for m in stage.after])
         if stage.rest:
-            seconds += sum([work.get(m, 1) * alone[m] for m in stage.rest])
+            seconds += float_sum([work.get(m, 1) * alone[m] for m in stage.rest])
         return seconds
 
 

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from .arithmetic import float_sum
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -67,7 +69,7 @@ class FactorSLO:
 
     def seconds(self, work: Mapping[str, int], class_name: str = "", shape: Shape | None = None) -> float:
         solo = self.solo if shape is None else self.by_shape[shape]
-        return self.factor * (self.constant + sum(work.get(m, 1) * t for m, t in solo.items()))
+        return self.factor * (self.constant + float_sum(work.get(m, 1) * t for m, t in solo.items()))
 
 
 @dataclass(frozen=True)

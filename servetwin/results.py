@@ -234,7 +234,7 @@ def _batch_row(line: dict[str, Any]) -> dict[str, Any]:
 def _metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     from numpy import percentile
 
-    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
+    counts = {outcome: sum(bool(row["outcome"] == outcome) for row in rows) for outcome in OUTCOMES}
     latencies = [row["latency"] for row in rows if row["latency"] is not None]
     return {
         "requests": len(rows),

@@ -52,6 +52,7 @@ def run(
     records: bool = True,
     say: Callable[[str], None] | None = None,
     strict: bool = False,
+    jobs: int = 1,
 ) -> Result:
     """Run one experiment, in simulation or for real. What is left out is as the experiment says.
 
@@ -69,7 +70,8 @@ def run(
     ``if __name__ == "__main__":``), and for vllm url, api_key_env and asynchronous. *say* hears what it does.
 
     The records are kept in *folder*, which must hold no run, or else in a temporary one for as long as the result is
-    there; without *records* only the summary is, which is quicker for long runs. Where it is *strict*, a simulation
+    there; without *records* only the summary is, which is quicker for long runs, and replicas may be simulated on
+    *jobs* processes (-1: one per core; what cannot be split *say* hears). Where it is *strict*, a simulation
     that is outside of what was validated by recorded runs is an error (`Result.validity` says what is).
 
     Raises `Error` for what does not fit, before anything runs; `TypeError` for what is of the wrong kind; `RunError`
@@ -89,15 +91,15 @@ def run(
         if strict:
             _refuse(resolved, backend)
         if folder is None and not records:
-            served = serve(resolved, None, backend=backend, setup=setup, say=say, **more)
+            served = serve(resolved, None, backend=backend, setup=setup, say=say, jobs=jobs, **more)
             return Result(served.summary, resolved.as_dict(), real=served.real)
         if folder is not None:
             place = Path(folder).expanduser()
-            served = serve(resolved, place, backend=backend, setup=setup, say=say, **more)
+            served = serve(resolved, place, backend=backend, setup=setup, say=say, jobs=jobs, **more)
             return Result(served.summary, resolved.as_dict(), folder=place, real=served.real)
         place = Path(mkdtemp(prefix="servetwin-"))
         with _gone_if_broken(place):
-            served = serve(resolved, place, backend=backend, setup=setup, say=say, **more)
+            served = serve(resolved, place, backend=backend, setup=setup, say=say, jobs=jobs, **more)
     result = Result(served.summary, resolved.as_dict(), folder=place, real=served.real)
     weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)
     return result

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from servetwin.core import BadInput, Batch, Task, Worker
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.groups.group_worker import GroupWorker
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.pool import Pool
@@ -154,7 +155,7 @@ class SimExecutor:
                 if all((name, other) in self._in_time or (other, name) in self._in_time for other in group):
                     group.append(name)
             if len(group) > 1:
-                yield group, sum(going[name] for name in group)
+                yield group, float_sum(going[name] for name in group)
 
     def run_until_idle(self) -> None:
         """Let time pass until nothing is left to happen."""

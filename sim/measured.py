@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from servetwin.core import BadInput, Batch, Task, Worker, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.groups.group_worker import GroupWorker
 from servetwin.core.isolation.code_inspection import own
 from servetwin.core.llm.request import TokenTask
@@ -252,7 +253,7 @@ class Clock:
         loop, once = head(stage), (*stage.before, *stage.after)
 
         def expected(iterations: int, size: int) -> float:
-            return iterations * estimate(loop, size) + sum(estimate(m, size) for m in once)
+            return iterations * estimate(loop, size) + float_sum(estimate(m, size) for m in once)
 
         speed = self._session(profile, costs.WHOLE_SESSION())
         # Larger batches than any that was seen keep the ratio of the largest.
@@ -368,7 +369,7 @@ class Clock:
         tables = [profile.table(m, *self.kinds, hold=self.options.hold) for m in modules]
         for table in tables:
             self._reach(table.name, table.largest, sizes)
-        return [math.nan, *(sum(table(n) for table in tables) for n in sizes)]
+        return [math.nan, *(float_sum(table(n) for table in tables) for n in sizes)]
 
     def _reach(self, table: str, largest: int, sizes: range) -> None:
         """Note that batches beyond the *largest* that a *table* has will be held, if there can be any."""
@@ -482,9 +483,7 @@ class Clock:
 
 def _sum(delays: Sequence[Delay]) -> Delay:
     """A delay as long as all of these together."""
-    if len(delays) == 1:
-        return delays[0]
-    return lambda task: sum(delay(task) for delay in delays)
+    return delays[0] if len(delays) == 1 else lambda task: float_sum(delay(task) for delay in delays)
 
 
 def _before_engine(cost: Cost) -> Delay:

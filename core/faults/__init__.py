@@ -4,7 +4,6 @@
 `schedule`              what happens when: `Event`s of a script, and drawn ones; what follows is in `Rules`
 `faults`                `Faults`: lets it happen in a run, notices it after a time, sends lost requests again
 `faulty_executor`       stands before an executor: what messages and batches meet on their way
-`failing_engine`        an LLM engine: what is lost with it, and how it takes up what was lost with another
 `outages`               what is told of it: when each worker was down, what was lost, who was sent again
 ======================  ====================================================================================
 """

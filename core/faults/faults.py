@@ -60,6 +60,7 @@ class WorkerState:
         self.offered = True  # as far as anybody knows it is there
         self.lives = 0  # how often it failed
         self.paused_until: float | None = None
+        self.paused_since = 0.0
         self.held_runs: list[tuple[Batch, Callable[[Any], None]]] = []  # what it would begin, were it not paused
         self.held_messages: list[tuple[Task, Callable[[Task], None]]] = []
         self.slow: list[float] = []  # the factors that hold now
@@ -203,15 +204,18 @@ class Faults:
     def _pause(self, state: WorkerState, event: Event) -> None:
         if state.outage is not None:
             return
-        if state.paused_until is not None:
-            state.paused_until = max(state.paused_until, event.until)
+        now = self.loop.now()
+        if state.paused_until is None:
+            state.paused_since, state.paused_until = now, event.until
+            self._set_slowdown(state)
+        elif event.until > state.paused_until:  # another pause ends later
+            state.paused_until = event.until
+        else:
             return
-        began = self.loop.now()
-        state.paused_until = event.until
-        self._set_slowdown(state)
         self._when_over(event, partial(self._resumes, state, state.lives))
-        if event.until - began >= self.rules.detect:
-            self.loop.call_at(began + self.rules.detect, partial(self._is_silent, state, event, state.lives))
+        noticed = state.paused_since + self.rules.detect
+        if state.paused_until >= noticed:
+            self.loop.call_at(max(now, noticed), partial(self._is_silent, state, event, state.lives))
 
     def _is_silent(self, state: WorkerState, event: Event, lives: int) -> None:
         """*state*'s worker has not been heard of for so long that it is taken to be down: it is then."""
@@ -220,11 +224,8 @@ class Faults:
             self._notice(state, outage)
 
     def _resumes(self, state: WorkerState, lives: int) -> None:
-        if state.paused_until is None or state.lives != lives:
-            return
-        if self.loop.now() < state.paused_until:  # another pause is longer
-            self.loop.call_at(state.paused_until, partial(self._resumes, state, lives))
-            return
+        if state.paused_until is None or state.lives != lives or self.loop.now() < state.paused_until:
+            return  # it failed meanwhile, or another pause ends later
         state.paused_until = None
         self._set_slowdown(state)
         runs, state.held_runs = state.held_runs, []

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..policy import Batch
 from ..request import Task
 from ..serving.executor import Executor, Handle
 from ..serving.worker import Worker
-
-if TYPE_CHECKING:
-    from .faults import Faults
 
 
 class Breakable(Executor, Protocol):
@@ -28,9 +25,9 @@ class Breakable(Executor, Protocol):
 
 
 class FaultyExecutor:
-    """Passes everything on to *inner*, but for what *faults* say."""
+    """Passes everything on to *inner*, but for what *faults* say (`servetwin.core.faults.faults.Faults`)."""
 
-    def __init__(self, inner: Breakable, faults: Faults) -> None:
+    def __init__(self, inner: Breakable, faults: Any) -> None:
         self.inner = inner
         self.faults = faults
         self.now = inner.now

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..arithmetic import float_sum
 from ..isolation.answers import fault, shown
 from ..pipeline import Stage
 from ..policy import Batch
@@ -367,7 +368,7 @@ class Fleet:
             level += step
             most = max(most, level)
         return {
-            "mean_replicas": sum(b - a for a, b in spans) / length if length > 0.0 else None,
+            "mean_replicas": float_sum(b - a for a, b in spans) / length if length > 0.0 else None,
             "most_replicas": most,
             "starts": self.starts,
             "waited_for_a_replica": self.held_back,
@@ -380,7 +381,7 @@ class Fleet:
     def held(self, since: float, until: float) -> dict[str, float]:
         """Seconds between these times in which each device was held."""
         return {
-            worker.device: sum(b - a for a, b in replica.held_between(since, until))
+            worker.device: float_sum(b - a for a, b in replica.held_between(since, until))
             for replica in self.replicas
             for worker in replica.workers
         }

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ..arithmetic import float_sum
 from ..isolation.answers import check_whole, fault
 from ..pipeline import Stage
 from ..policy import Batch, ByDegree, Decision, DeviceGroup, Policy, WorkerView
@@ -87,7 +88,7 @@ class GroupWorker(ManyInFlight):
     def usage(self) -> dict[str, Any]:
         """What its devices did: *device_seconds* in all and by degree, *mean_degree* over the time of its batches
         (None if it ran none), and how many batches a change came before."""
-        total = sum(self.device_seconds.values())
+        total = float_sum(self.device_seconds.values())
         return {
             "devices": self.size,
             "device_seconds": total,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import broken
 from ..isolation.answers import check_decision
@@ -19,9 +19,6 @@ from ..serving.executor import Executor, Handle
 from ..serving.pool import ManyInFlight, Pool
 from ..serving.worker import Worker
 from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PipelineCheck, PrefillCheck, SpeculativeCheck
-
-if TYPE_CHECKING:
-    from .checker import InvariantChecker
 
 
 def asked_of(task: Task) -> int:
@@ -41,7 +38,7 @@ def asked_of(task: Task) -> int:
 class WatchedWorker:
     """What the checker knows of a worker, and its ear between the loop and the worker's policy."""
 
-    def __init__(self, worker: Worker, checker: InvariantChecker) -> None:
+    def __init__(self, worker: Worker, checker: Any) -> None:
         self.worker = worker
         self.checker = checker
         self.flying: Batch | None = None
@@ -175,7 +172,7 @@ class WatchedPool(WatchedWorker):
 
     worker: ManyInFlight
 
-    def __init__(self, worker: ManyInFlight, checker: InvariantChecker) -> None:
+    def __init__(self, worker: ManyInFlight, checker: Any) -> None:
         super().__init__(worker, checker)
         self.places: dict[int, Batch] = {}  # by thread, or device
         self.many = worker.threads if isinstance(worker, Pool) else worker.view.group.size
@@ -220,7 +217,7 @@ class WatchedEngine(WatchedWorker):
 
     worker: TokenWorker
 
-    def __init__(self, worker: TokenWorker, checker: InvariantChecker) -> None:
+    def __init__(self, worker: TokenWorker, checker: Any) -> None:
         super().__init__(worker, checker)
         ahead = worker.host is not None and worker.host.ahead
         stages = worker.view.limits.pipeline_parallel_size
@@ -326,7 +323,7 @@ class WatchedPolicy(PolicyBase):
 class WatchedExecutor:
     """Passes everything on to *inner*; hears of each event before the loop does."""
 
-    def __init__(self, inner: Executor, checker: InvariantChecker) -> None:
+    def __init__(self, inner: Executor, checker: Any) -> None:
         self.inner = inner
         self.checker = checker
         self.now = inner.now

@@ -68,6 +68,15 @@ def _last_kept(block: TokenBlock, slo: TokenDeadlines) -> np.ndarray:
     return kept
 
 
+#: What is counted of a stage, and adds up over several of them.
+_SUMMED = (
+    *("completed", "within_limits", "prompt_tokens", "output_tokens", "all_tokens", "preemptions"),
+    *("cache_queries", "cache_hits", "cache_hits_again", "host_hits", "handed", "handing_wait", "handing"),
+    *("adapter_loads", "verified", "drafted", "accepted"),
+    *("first_on_time", "last_on_time", "late_firsts", "on_time"),
+)
+
+
 class StageTokens:
     """Tokens of one LLM stage, gathered as requests end; 24 bytes are kept per request that finished it."""
 
@@ -179,6 +188,17 @@ class StageTokens:
         self.tpot.frombytes(block.tpot[block.counts > 1].tobytes())
         return kept, None if on_time is None else on_time[0]
 
+    def merge(self, other: StageTokens) -> None:
+        """Count what *other*, of the same promise, counted as well (`Summary.merge`)."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.caching, self.adapters = self.caching or other.caching, self.adapters or other.adapters
+        for name in ("ttft", "tpot", "e2el"):
+            getattr(self, name).extend(getattr(other, name))
+        self.itl.merge(other.itl)
+        self.first_arrival = min(self.first_arrival, other.first_arrival)
+        self.last_finish = max(self.last_finish, other.last_finish)
+
     def _kept(self, block: TokenBlock) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Which of *block* kept the SLO of their tokens, and what `on_time_of_block` gives of all; and counts who
         kept the limits that are reported beside."""
@@ -256,7 +276,7 @@ def _rate(count: float, duration: float) -> float | None:
 def _five(values: array[float]) -> tuple[float, ...] | None:
     if not values:
         return None
-    seconds = np.array(values)
+    seconds = np.sort(np.array(values))  # sums do not hang on the order in which requests end
     return float(seconds.mean()), float(seconds.std()), *quantiles(seconds, (0.5, 0.9, 0.99))
 
 
@@ -323,6 +343,13 @@ class TokenSummary(Summary):
                 tokens.on_time += int(on_time[at].sum()) if on_time is not None else 0
                 tokens.ttft.frombytes((first - sent).tobytes())
                 tokens.tpot.frombytes(block.tpot[at][counts > 1].tobytes())
+
+    def merge(self, other: Summary) -> None:
+        """As of `Summary`; *other* is of the same stages, with the same promises."""
+        super().merge(other)
+        assert isinstance(other, TokenSummary)
+        for name, stage in self.stages.items():
+            stage.merge(other.stages[name])
 
     def as_dict(self) -> dict[str, Any]:
         """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""

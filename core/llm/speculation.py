@@ -19,6 +19,7 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
+from ..arithmetic import float_sum
 from ..errors import BadInput
 from ..pipeline import Stage
 from ..random_streams import stream
@@ -56,7 +57,7 @@ class Speculation:
     @property
     def mean(self) -> float:
         """How many tokens a step gives on average."""
-        return 1.0 + sum(self.reached)
+        return 1.0 + float_sum(self.reached)
 
     def dice(self, request: int, stage: str) -> Callable[[], int]:
         """Draws how many drafts each next step of that *request* accepts: from a stream of its own, so that it does

@@ -64,6 +64,19 @@ class Gaps:
         parts: list[tuple[np.ndarray, np.ndarray | None]] = [*self.counted]
         return [(np.array(self.kept), None), *parts] if self.kept else parts
 
+    def merge(self, other: Gaps) -> None:
+        """Count the gaps of *other* as well; what is told is what one of all of them tells."""
+        self.kept.extend(other.kept)
+        self.counted += other.counted
+        self.held += other.held
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+        if other.bins is not None:
+            self.bins = other.bins if self.bins is None else self.bins + other.bins
+        if self.held > self.most or (self.bins is not None and self.held):
+            self._fold()
+
     def _fold(self) -> None:
         for gaps, counts in self._counted():
             at = np.log(np.maximum(gaps, self.SHORTEST) / self.SHORTEST) / np.log(self.RATIO)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Literal, Protocol
 
+from ..arithmetic import float_sum
 from ..pipeline import Stage
 from ..request import Request, Task
 from ..slo import latest
@@ -131,7 +132,7 @@ class Alone:
     def here(self, request: Request, stage: Stage) -> float:
         """Seconds at *stage*."""
         work = request.work
-        return sum(work.get(m, 1) * self.seconds[m] for m in stage.modules)
+        return float_sum(work.get(m, 1) * self.seconds[m] for m in stage.modules)
 
     def after(self, request: Request, stage: Stage) -> float:
         """Seconds from the end of *stage* to the end of the longest path."""

@@ -36,6 +36,18 @@ def counts_of(worker: Worker) -> Counts:
     return Counts(len(view.waiting) + len(worker.inbox), on_wire, len(view.running), worker.kv_use)
 
 
+def present_of(worker: Worker) -> Callable[[], int]:
+    """What tells how many requests are at *worker* now, in whichever state: it is asked of every worker, for every
+    request."""
+    view, coming = worker.view, worker.coming
+
+    def present() -> int:
+        many = len(view.waiting) + len(worker.inbox) + len(view.running)
+        return many + sum([task.request.outcome is None for task in coming]) if coming else many
+
+    return present
+
+
 def jobs_of(worker: Worker) -> tuple[Job, ...]:
     """The requests at *worker* now. Of a batch that runs many iterations as one event, those that are over count."""
     return (*_jobs(worker),)
@@ -74,6 +86,7 @@ def state_of(
     finds: Callable[[Worker], Callable[[Request], int]] = finds_of,
 ) -> WorkerState:
     """What may be seen of *worker*: its state as *counts*, *jobs* and *finds* tell it."""
+    here = present_of(worker) if counts is counts_of else lambda: sum(counts(worker)[:3])
     return WorkerState(
         name=worker.name,
         device=worker.device,
@@ -83,6 +96,7 @@ def state_of(
         alone=opaque(lambda request: worker.seconds_alone(request, worker.loop.now())),
         estimate=opaque(worker.view.estimate),
         counts=opaque(lambda: counts(worker)),
+        here=opaque(here),
         jobs=opaque(lambda: jobs(worker)),
         found=opaque(lambda request: finds(worker)(request)),
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from ..errors import BadInput, InvariantBroken
+from ..errors import BadInput, InvariantBroken, PolicyFault
 from ..isolation import integrity
 from ..isolation.answers import compared, shown, write_fault
 from ..isolation.code_inspection import named, own
@@ -176,6 +176,16 @@ class ServingLoop:
         for worker in self.workers:
             worker.clear()
             worker.set_alarm(None, self.now())
+
+    def check_ended(self) -> None:
+        """Nothing is left to happen. Raises `PolicyFault` or `InvariantBroken` if requests have not ended."""
+        if not self.live:
+            return
+        what = f"{len(self.live)} requests never ended, though nothing was left to happen"
+        held = self.holders()
+        if held:
+            raise PolicyFault(f"{what}; held by {held}")
+        raise InvariantBroken(f"{what}; held by no worker, under {self.under()}")
 
     def holders(self) -> str:
         """Which workers, under which policies, hold requests: for telling why a run does not end."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..arithmetic import float_sum
 from ..isolation.answers import check_decision, fault
 from ..pipeline import Stage
 from ..policy import Decision, Policy, WorkerView
@@ -92,7 +93,7 @@ class ShapedWorker(BatchWorker):
     def _free(self, memory: SlotMemory) -> float:
         """GiB that are not taken."""
         held = (*self.view.waiting, *self.view.running)
-        return memory.gib - sum([memory.slots[task.request.shape] for task in held])
+        return memory.gib - float_sum([memory.slots[task.request.shape] for task in held])
 
     def _decide(self, settled: bool = False) -> None:
         super()._decide(settled)

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..arithmetic import float_sum
 from ..errors import BadInput, PolicyFault
 from ..groups.group_worker import GroupWorker
 from ..invariants.checker import InvariantChecker
@@ -284,7 +285,7 @@ class Timeline:
             view, stage = worker.view, worker.stage
             steps = batch.iterations if stage.loop else 1
             degree = len(batch.devices) or 1
-            seconds = steps * sum(view.group.estimate(module, batch.size, degree) for module in stage.modules)
+            seconds = steps * float_sum(view.group.estimate(module, batch.size, degree) for module in stage.modules)
             seconds += (view.group.change or 0.0) if batch.changed else 0.0
             ids = tuple([task.id for task in batch.tasks])
             bar = Bar(worker.name, start, start + seconds, ids, devices=batch.devices)

@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,6 @@ from servetwin.core import (
     BadInput,
     BatchWorker,
     FactorSLO,
-    InvariantBroken,
     Recorder,
     Request,
     RunFolder,
@@ -29,7 +28,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
-from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.errors import Stopped
 from servetwin.core.group_metrics import StepQuality
 from servetwin.core.llm import TokenPolicy, TokenSLO
 from servetwin.core.llm.serving.worker import TokenWorker, kind_of_view
@@ -45,6 +44,7 @@ from ..spec import yaml_io
 from ..spec.experiment import Experiment, FixedSLO, RelativeSLO
 from ..spec.loading import load_profiles, not_measured
 from ..spec.sessions import ClosedLoop
+from ..splitting import apart
 from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from . import engine_options, groups, handovers, stated
@@ -76,6 +76,8 @@ class Run:
     sessions: Iterator[Session] | None = None
     #: Hears how long devices compute, where they have prices.
     meter: Meter | None = None
+    #: Gives the workers anew, and what they compute on.
+    remake: apart.Remake = field(kw_only=True)
 
     def play(self, *, columns: bool = True) -> Summary:
         """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`, and without it
@@ -83,6 +85,8 @@ class Run:
         from servetwin.sim.llm.columns import play
         from servetwin.sim.llm.look_ahead_lane import may_look_ahead
 
+        if columns and len(self.loop.serving) == 1 < len(self.loop.workers) and apart.why_whole(self) is None:
+            return self._play_apart()
         stops = self.experiment.system.stop_after is not None  # tokens of steps in flight would count, or not
         alone = self.sessions is None  # else who ends at one engine may bring a request to another
         self.executor.looks_ahead = columns and not stops and alone and may_look_ahead(self.loop)
@@ -100,12 +104,11 @@ class Run:
                 close_books()
                 raise
         self.recorder.summary.held = self.executor.watch.told(self.recorder.summary.sizes)
-        if self.loop.live:
-            what = f"{len(self.loop.live)} requests never ended, though nothing was left to happen"
-            held = self.loop.holders()
-            if held:
-                raise PolicyFault(f"{what}; held by {held}")
-            raise InvariantBroken(f"{what}; held by no worker, under {self.loop.under()}")
+        self.loop.check_ended()
+        return self.told(self.meter.busy() if self.meter is not None else {})
+
+    def told(self, busy: dict[str, float]) -> Summary:
+        """The summary, with what is told of a run besides what was counted; *busy*: for how long devices computed."""
         summary = self.recorder.summary
         fleet, held_for = self.loop.fleet, None
         if fleet is not None:
@@ -117,8 +120,17 @@ class Run:
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
-            summary.input["cost"] = costs(self.experiment, summary.as_dict(), self.meter.busy(), held_for)
+            summary.input["cost"] = costs(self.experiment, summary.as_dict(), busy, held_for)
         return summary
+
+    def _play_apart(self) -> Summary:
+        """Likewise, a replica after the other."""
+        summary = self.recorder.summary
+        with policies_answer(self.loop.policies()):
+            each = apart.OneByOne(self)
+            busy = each.play(summary)
+        summary.held = each.executor.watch.told(summary.sizes)
+        return self.told(busy)
 
     def send(self, requests: Iterable[Request]) -> None:
         """Let *requests*, in order of arrival, be those that are sent, at their times."""
@@ -199,18 +211,29 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
     specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}
-    executor = measured_executor(
-        profiles,
-        workers,
-        TimeOptions(**options),
-        seed=experiment.seed,
-        calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
-        preparing={name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing},
-        tables=engine_options.tables(experiment, profiles) if optional else None,
-        steps=engine_options.steps(experiment, profiles) if optional else None,
-        swaps=engine_options.swaps(experiment, profiles) if optional else None,
-    )
+
+    def computing(workers: list[Worker]) -> SimExecutor:
+        return measured_executor(
+            profiles,
+            workers,
+            TimeOptions(**options),
+            seed=experiment.seed,
+            calls={name: call_times(s, experiment.seed) for name, s in specs.items() if s.calls},
+            preparing={
+                name: s.engine.preparing.seconds for name, s in specs.items() if s.engine and s.engine.preparing
+            },
+            tables=engine_options.tables(experiment, profiles) if optional else None,
+            steps=engine_options.steps(experiment, profiles) if optional else None,
+            swaps=engine_options.swaps(experiment, profiles) if optional else None,
+        )
+
+    executor = computing(workers)
     executor.breaks = experiment.deployment.faults is not None
+
+    def remake() -> tuple[list[Worker], SimExecutor]:
+        others = make_workers(experiment, stages, profiles, slo)
+        return others, computing(others)
+
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         wired = wiring(experiment, stages, workers, profiles, replicas)
         loop = ServingLoop(stages, workers, executor, recorder, **wired)
@@ -220,11 +243,11 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         loop.hear_batch = meter.hearing(loop.hear_batch)
     if not load.in_turns:
         source = requests(experiment, slo.seconds, trace, contexts=limits)
-        return Run(experiment, loop, executor, source, recorder, meter=meter)
+        return Run(experiment, loop, executor, source, recorder, meter=meter, remake=remake)
     if cut := sessions.about(experiment, slo.seconds, trace, limits):
         recorder.summary.input["sessions"] = cut
     made = sessions.sessions(experiment, slo.seconds, trace, contexts=limits)
-    return Run(experiment, loop, executor, iter(()), recorder, made, meter)
+    return Run(experiment, loop, executor, iter(()), recorder, made, meter, remake=remake)
 
 
 @as_loaded()

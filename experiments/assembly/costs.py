@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from servetwin.core import Batch, Worker
+from servetwin.core.arithmetic import float_sum
 
 from ..spec.experiment import Experiment
 
@@ -29,6 +30,10 @@ class Meter:
         self._sums = dict.fromkeys(self._spans, 0.0)
         served = [*self._device_of.values()]
         self._alone = {device: served.count(device) == 1 for device in self._spans}
+
+    def like(self, workers: Sequence[Worker]) -> Meter:
+        """Such a meter of other *workers*."""
+        return Meter(workers)
 
     def hearing(self, hear: Callable[[Batch], None]) -> Callable[[Batch], None]:
         """What to call with each batch in place of *hear*."""
@@ -53,7 +58,9 @@ class Meter:
 
     def busy(self) -> dict[str, float]:
         """Seconds in which each device computed."""
-        return {device: self._sums[device] + sum(e - s for s, e in spans) for device, spans in self._spans.items()}
+        return {
+            device: self._sums[device] + float_sum(e - s for s, e in spans) for device, spans in self._spans.items()
+        }
 
 
 def costs(
@@ -68,14 +75,14 @@ def costs(
     prices = experiment.deployment.prices
     assert prices is not None
     length = summary["duration"]
-    per_hour = sum(price.per_hour for price in prices.values())
+    per_hour = float_sum(price.per_hour for price in prices.values())
     device_seconds, dollars = len(prices) * length, length / HOUR * per_hour
     if held is not None:
         device_seconds = math.fsum(held[device] for device in prices)
         dollars = math.fsum(held[device] / HOUR * price.per_hour for device, price in prices.items())
         per_hour = dollars / (length / HOUR) if length > 0.0 else 0.0
     requests, met = summary["finished"], summary["met"]
-    tokens = [stage["total_output_tokens"] for stage in summary.get("llm", {}).values()]
+    tokens: list[int] = [stage["total_output_tokens"] for stage in summary.get("llm", {}).values()]
     told: dict[str, Any] = {
         "device_hours": device_seconds / HOUR,
         "dollars": dollars,
@@ -89,7 +96,7 @@ def costs(
     if busy is not None and device_seconds > 0.0:
         on = {device: length if held is None else held[device] for device in prices}
         computed = {device: min(busy.get(device, 0.0), on[device]) for device in prices}
-        told["utilisation"] = sum(computed.values()) / device_seconds
+        told["utilisation"] = float_sum(computed.values()) / device_seconds
         powers = {device: price.power for device, price in prices.items()}
         if all(power is not None for power in powers.values()):
             joules = 0.0

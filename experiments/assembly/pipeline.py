@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Edge, Module, Pipeline, Policy, Request, Stage, Task
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import Follows, TokenDeadlines, TokenRequest
 from servetwin.core.llm.slo import StageDeadlines
 from servetwin.core.pipeline import StepActions
@@ -25,8 +26,7 @@ from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..spec.shapes import StepActionsSpec
 from ..workload.lengths import largest
-from .faults import make_faults
-from .fleets import make_fleet
+from .fleets import make_faults, make_fleet
 from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
 
@@ -117,7 +117,7 @@ def mean_of_calls(spec: WorkerSpec) -> float:
     calls = spec.calls
     assert calls is not None
     if isinstance(calls, ListedCalls):
-        return sum(calls.values) / len(calls.values)
+        return float_sum(calls.values) / len(calls.values)
     return calls.mean
 
 

@@ -39,16 +39,25 @@ def serve(
     asynchronous: bool | None = None,
     say: Callable[[str], None] | None = None,
     watch: Watch | None = None,
+    jobs: int = 1,
 ) -> Served:
     """Serve *experiment* by *backend*, one of `BACKENDS`; with *folder*, leave its records there.
 
     Real ones go by *setup*; "vllm" alone takes *url* (or several, one for each worker) and *asynchronous*, and with
     *url* the name of an environment variable that holds the server's API key. *say* hears what a real one is doing.
-    *watch* gets the recorder before the first request comes.
+    *watch* gets the recorder before the first request comes. A simulation runs on *jobs* processes (-1: one per
+    core), or in so many pieces on the cluster of this context, where it can be split
+    (`servetwin.experiments.splitting`).
     """
     if backend not in BACKENDS:
         raise BadInput(f"there is no backend {backend!r}", where="--backend", right=suggest(backend, BACKENDS))
     if backend == "sim":
+        if jobs != 1:
+            from ..sweeps import one_run
+
+            if folder is None:
+                return Served(one_run.run(experiment, jobs, watch=watch, say=say).as_dict())
+            (say or (lambda _: None))(f"runs whole, on one core: {one_run.RECORDS}")
         from ..assembly.build import run
 
         return Served(run(experiment, folder, watch).as_dict())

@@ -8,6 +8,7 @@
 `llm`               the LLM cases: policies, decisions, long runs
 `reorder`           policies that reorder, in overload, beside those of another checkout
 `long`              one long run in a process of its own
+`fleet`             what a request costs behind 4 and 64 replicas; a week of requests, likewise
 `chat`              one long run of sessions with a prefix cache, likewise
 `measure`           timing: cases take turns, and are compared within rounds
 ==================  ======================================================================

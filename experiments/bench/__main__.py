@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 
 from servetwin.core import Recorder, Summary
+from servetwin.core.arithmetic import float_sum
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec import yaml_io
 from servetwin.experiments.spec.loading import load
 
+from .fleet import fleet
 from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
 from .simulators import ratios_now, simulators
@@ -165,7 +167,7 @@ def figures(rounds: int) -> None:
             cache = Path(folder) / f"cache{i}"
             for costs in (cold, warm):
                 both = [_sweep(name, cache) for name in ("figure11", "figure12")]
-                costs.append(Cost(sum(c.cpu for c in both), sum(c.wall for c in both)))
+                costs.append(Cost(float_sum(c.cpu for c in both), float_sum(c.wall for c in both)))
         _say("cold", cold)
         _say("from the cache", warm)
 
@@ -219,6 +221,7 @@ CASES: dict[str, Callable[[int], None]] = {
     "figures": figures,
     "process": whole_process,
     "llm": llm,
+    "fleet": fleet,
 }
 
 
@@ -231,7 +234,7 @@ def main() -> None:
     few = max(1, asked.rounds // 2)
     for name, case in CASES.items():
         if asked.only in (None, name):
-            case(few if name in ("sweep", "figures") else asked.rounds)
+            case(few if name in ("sweep", "figures", "fleet") else asked.rounds)
     if asked.long or asked.only == "long":
         long(1)
         llm_long()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
+from servetwin.core.arithmetic import float_sum
 
 from .stage_loads import StageLoad
 
@@ -66,7 +67,7 @@ class _Program:
         self.loads, self.able = loads, able
         self.start = min(float(load.release[able].min()) for load in loads)
         self.end = max(float(load.due[able].max()) for load in loads) - self.start
-        self.most = self.end + sum(sum(load.iterations[able]) * max(load.times.worker) for load in loads)
+        self.most = self.end + float_sum(float_sum(load.iterations[able]) * max(load.times.worker) for load in loads)
         self.upper: list[float] = []
         self.whole: list[int] = []
         self.rows: list[dict[int, float]] = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from servetwin.core import BadInput, Policy
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import TokenPolicy
 
 from ..assembly import shapes
@@ -167,7 +168,7 @@ def _check_bound(place: Experiment) -> None:
 def _worth(rows: Sequence[Row]) -> Worth:
     means = [row["mean_quality"] for row in rows]
     in_time = mean_interval([row["quality_goodput"] for row in rows], LEVEL).above(0.0)
-    return Worth(None if None in means else sum(means) / len(means), in_time)
+    return Worth(None if None in means else float_sum(means) / len(means), in_time)
 
 
 def _entries(
@@ -225,9 +226,9 @@ def _ranked(
     seeds: Sequence[int],
 ) -> League:
     # So many requests of one workload would tell a share as closely as those of all workloads tell the mean.
-    together = max(1, round(len(sent) ** 2 / sum([1.0 / n for n in sent.values()])))
-    means = {p: [sum(own) / len(own) for own in zip(*by.values(), strict=True)] for p, by in met.items()}
-    order = sorted(means, key=lambda p: -sum(means[p]))
+    together = max(1, round(len(sent) ** 2 / float_sum([1.0 / n for n in sent.values()])))
+    means = {p: [float_sum(own) / len(own) for own in zip(*by.values(), strict=True)] for p, by in met.items()}
+    order = sorted(means, key=lambda p: -float_sum(means[p]))
     standings = []
     for i, policy in enumerate(order):
         alike = [other for other in order[i + 1 :] if 0.0 in _paired(means[other], means[policy], together)]
@@ -237,7 +238,7 @@ def _ranked(
             Standing(
                 policy,
                 _within(means[policy], together),
-                sum(parts) / len(parts) if parts else None,
+                float_sum(parts) / len(parts) if parts else None,
                 {w: _within(values, sent[w]) for w, values in by.items()},
                 alike,
             )
@@ -253,7 +254,7 @@ def _within(shares: Sequence[float], sent: int) -> Interval:
     """The interval on the mean of *shares*, of *sent* requests each: seeds that agree by chance say no more than so
     many requests can."""
     found = attainment_interval(_met(shares, sent), [sent] * len(shares), LEVEL)
-    return Interval(sum(shares) / len(shares), found.low, found.high, found.count)
+    return Interval(float_sum(shares) / len(shares), found.low, found.high, found.count)
 
 
 def _paired(first: Sequence[float], second: Sequence[float], sent: int) -> Interval:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from servetwin.core import BadInput, Request, Worker
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.serving.batch_worker import BatchWorker
 from servetwin.core.slo import latest
 from servetwin.sim.measured import WholeTiming
@@ -179,7 +180,7 @@ def _loop_times(steps: MeasuredTiming, place: Place, sizes: range) -> StageTimes
     hand_over = max(_least_share(leaves, sizes), 0.0)
     leave = max(min(leaves[min(n, len(leaves) - 1)] for n in sizes), 0.0)
     columns = [column for column in (steps.before, steps.after) if column is not None]
-    around = max(sum(_least_share(column, sizes) for column in columns), 0.0) * factor
+    around = max(float_sum(_least_share(column, sizes) for column in columns), 0.0) * factor
     if steps.ahead is None:
         both = [max(h, d) for h, d in zip(host, device, strict=True)]
         extra = join or leave or around or steps.cold or steps.cold_long or steps.deciding or steps.pausing

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..spec.experiment import Experiment
 from ..sweeps.point import Point, Row, title
@@ -106,6 +107,6 @@ def told(rows: Sequence[Row]) -> list[str]:
         for place, own in ({**places, "all": everywhere} if len(places) > 1 else places).items():
             shares = [100.0 * row["of_bound"] for row in own]
             reached = sum(share >= 100.0 - 1e-9 for share in shares)
-            spread = f"mean {sum(shares) / len(shares):.1f}, from {min(shares):.1f} to {max(shares):.1f}"
+            spread = f"mean {float_sum(shares) / len(shares):.1f}, from {min(shares):.1f} to {max(shares):.1f}"
             lines.append(f"  {place}: {spread}; all of it in {reached} of {len(own)} points")
     return lines

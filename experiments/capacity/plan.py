@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..assembly.build import build, stands_on, time_shared
 from ..registry.catalog import suggest
@@ -310,10 +311,10 @@ def _keep(case: _Case, experiment: Experiment, point: Repeated, target: float) -
     if not depends_on_seed(experiment):  # the run is what it is
         found = Interval(found.mean, found.mean, found.mean, 1)
     verdict = "holds" if found.low >= target else "may hold" if found.high >= target else "does not hold"
-    dollars = count * sum(price.per_hour for price in prices.values())
+    dollars = count * float_sum(price.per_hour for price in prices.values())
     scaler = experiment.deployment.autoscaler
     if scaler is not None:
-        dollars = sum(row["dollars_per_hour"] for row in point.rows) / len(point.rows)
+        dollars = float_sum(row["dollars_per_hour"] for row in point.rows) / len(point.rows)
     told = Fleet(case.kind.name, case.policy, case.router, count, dollars, found, point, verdict)
     told.least = scaler.least if scaler is not None else None
     case.tried[count] = told

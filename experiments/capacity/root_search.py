@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..sweeps.statistics import Interval, paired
 from .targets import Sample, Target, attainment
@@ -239,7 +240,7 @@ def _best(target: Target, samples: Sequence[Sample]) -> float:
     share = target.criteria[0].share
     if len(target.criteria) > 1 or share is None:
         return -1.0
-    return sum(target.margins(samples)) / len(samples) + share
+    return float_sum(target.margins(samples)) / len(samples) + share
 
 
 def _around(curve: Curve, target: Target, start: float) -> tuple[float, float]:

@@ -448,14 +448,14 @@ class Finder:
         """What else is to be said of the runs at *place*: what of them was not measured, cut or cut off."""
         rows: list[Any] = list(self.curves[length].samples.get(place, ()))
         said = []
-        if beyond := sum(row["beyond"] for row in rows):
+        if beyond := sum(int(row["beyond"]) for row in rows):
             said.append(f"beyond what was measured: {beyond} steps at the answer, for which last values were held")
-        prompts, outputs = (sum(row["cut"][i] for row in rows) for i in (0, 1))
+        prompts, outputs = (sum(int(row["cut"][i]) for row in rows) for i in (0, 1))
         if prompts or outputs:
             said.append(f"cut at the answer: {prompts} prompts, {outputs} outputs")
         after = self.experiment.system.stop_after
         if after is not None:
-            off = sum(row["cut_off"] for row in rows)
+            off = sum(int(row["cut_off"]) for row in rows)
             what = f"runs are cut off {after:g} s after the last request was sent"
             said.append(f"{what}: {off} requests at the answer failed so")
         return [*said, *time_shared(self.experiment), *stands_on(self.experiment)]

@@ -127,6 +127,8 @@ def run(
     strict: Strict = False,
     windows: options.Windows = None,
     objective: options.Objective = None,
+    jobs: options.RunJobs = None,
+    cluster: Cluster = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from ..backends.serve import serve
@@ -156,8 +158,13 @@ def run(
         setup = _setup(devices, model, weights, eager, sampler, any_device, slots, processes, compile_what)
     more = {"url": url, "api_key_env": api_key_env, "asynchronous": asynchronous}
     gc.freeze()  # modules and what they hold are there to stay: neither the run nor the exit looks them through
-    with terminal.watching(chosen.workload.requests) as watch:
-        served = serve(chosen, out, backend=backend, setup=setup, **more, say=_say, watch=watch)  # type: ignore[arg-type]
+    options.only_simulated(
+        {"--jobs": backend != "sim" and jobs is not None, "--cluster": backend != "sim" and cluster}
+    )
+    with terminal.watching(chosen.workload.requests) as watch, options.split(jobs, cluster) as many:
+        aside = real_runs.say_aside if backend == "sim" else _say  # why a run is not split is told in any case
+        told = {"say": aside, "watch": watch, "jobs": many}
+        served = serve(chosen, out, backend=backend, setup=setup, **more, **told)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     stands = stands or (validity.of(chosen) if served.real is None else None)
     _tell(chosen, served, took, out, stands, by_window=(windows, objective), as_json=as_json)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from servetwin.core import Stage
+from servetwin.core.arithmetic import float_sum
 
 from ..assembly import engine_options
 from ..assembly.llm_workers import settings_of
@@ -153,8 +154,8 @@ class Alone:
     def _at(self, stage: Stage, spec: WorkerSpec, work: Mapping[str, int]) -> StageAlone:
         seconds = self._seconds(spec)
         if stage.loop is None:
-            return StageAlone(1, 0.0, sum(seconds(m) for m in stage.modules), 0.0)
-        before, after = (sum(seconds(m) for m in some) for some in (stage.before, stage.after))
+            return StageAlone(1, 0.0, float_sum(seconds(m) for m in stage.modules), 0.0)
+        before, after = (float_sum(seconds(m) for m in some) for some in (stage.before, stage.after))
         return StageAlone(work.get(stage.loop, 1), before, seconds(stage.loop), after)
 
     def _seconds(self, spec: WorkerSpec) -> Callable[[str], float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from servetwin.core.arithmetic import float_sum
+
 from .causes import SERVED
 from .explanation import Explanation, StageTime
 from .slack import Lost
@@ -46,7 +48,7 @@ def instead(stage: StageTime) -> str | None:
     """What ran while it waited at a stage; None if it did not wait for others."""
     if not stage.instead:
         return None
-    waited = sum(s for cause, s in stage.seconds.items() if cause not in SERVED)
+    waited = float_sum(s for cause, s in stage.seconds.items() if cause not in SERVED)
     named = [f"{number} ({seconds:.3f} s)" for number, seconds in list(stage.instead.items())[:NAMED]]
     more = len(stage.instead) - len(named)
     others = ", ".join(named) + (f" and {more} more" if more > 0 else "")

@@ -55,7 +55,8 @@ def check(folder: Path, summary: Mapping[str, Any], outcomes: Outcomes, batches:
             what = f"{outcomes.found[name]} requests are {name}, and summary.json counts {summary[name]}"
             raise BadInput(what, where=requests, right="the files of one run")
     for worker, figures in summary["workers"].items():
-        told = sum(figures["batch_sizes"].values())
+        sizes: dict[str, int] = figures["batch_sizes"]
+        told = sum(sizes.values())
         if batches.get(worker, 0) < told and batches:
             what = f"it has {batches.get(worker, 0)} iterations of {worker}, and summary.json counts {told}"
             raise BadInput(what, where=str(folder / "batches.jsonl"), right=right)

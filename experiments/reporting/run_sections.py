@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.records import sent_at
 
 from ..validation.comparison import compare_quality, compare_runs
@@ -144,7 +145,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         found.append((f"TPOT p99{of}", seconds(_s(tokens.get("p99_tpot_ms")))))
     busy = [run.timeline.mean(level) for level in run.timeline.busy.values()]
     if busy:
-        found.append(("devices busy", percent(sum(busy) / len(busy))))
+        found.append(("devices busy", percent(float_sum(busy) / len(busy))))
     return found
 
 

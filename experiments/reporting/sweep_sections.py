@@ -8,6 +8,8 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
+from servetwin.core.arithmetic import float_sum
+
 from .document import Note, Part, Plot, Plots, Section, Styles, Table, number, percent, plain, plural
 from .figures import Series, lines
 from .sweep_columns import LINE, name_lines, number_in, short, varied_columns
@@ -270,7 +272,7 @@ def facts(grid: Grid) -> list[tuple[str, str]]:
     seeds = {n for row in grid.rows if (n := number_in(row.get("seeds"))) is not None}
     if seeds:
         found.append(("seeds per point", " to ".join(f"{s:g}" for s in sorted({min(seeds), max(seeds)}))))
-    total = sum((number_in(row.get("requests")) or 0) * (number_in(row.get("seeds")) or 1) for row in grid.rows)
+    total = float_sum((number_in(row.get("requests")) or 0) * (number_in(row.get("seeds")) or 1) for row in grid.rows)
     if total:
         found.append(("requests", f"{total:,.0f}".replace(",", " ")))
     if grid.measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..registry.catalog import suggest
 from .experiment import Experiment, FixedSLO, Gamma, Misfit, WorkerSpec, Workload
@@ -126,7 +127,7 @@ def _check_draw(path: tuple[str, ...], draw: TokenDraw, load: Workload) -> None:
     if (
         isinstance(draw, ChoiceTokens)
         and draw.weights is not None
-        and (len(draw.weights) != len(draw.values) or not sum(draw.weights))
+        and (len(draw.weights) != len(draw.values) or not float_sum(draw.weights))
     ):
         what = "the weights do not fit the values"
         raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")

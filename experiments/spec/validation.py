@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from servetwin.core.arithmetic import float_sum
+
 from ..registry import autoscaler_registry
 from ..registry.catalog import suggest
-from . import fault_validation, llm_validation, schedule_validation
+from . import llm_validation, schedule_validation
 from .experiment import (
     ChoiceSteps,
     Constant,
@@ -24,10 +26,26 @@ from .experiment import (
     WorkerSpec,
     Workload,
 )
+from .keys.faults import FaultSpec
 from .keys.schedule import ByClass
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
 from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, TraceTurns, UniformSeconds, UniformTurns
 from .shapes import ChoiceShape, ShapeDraw, TraceShape, shapes_in
+
+#: The keys that each kind of fault has besides its time and place; in parentheses those that it may have.
+FAULT_KEYS = {
+    "fail": ((), ("lasts", "until")),
+    "crash": (("restart",), ()),
+    "pause": ((), ("lasts", "until")),
+    "slow": (("factor",), ("lasts", "until")),
+    "late": (("seconds",), ("lasts", "until")),
+    "lost": ((), ("lasts", "until")),
+}
+FAULT_EXAMPLES = {
+    "restart": "restart: {weights: 12, source: ...}",
+    "factor": "factor: 3",
+    "seconds": "seconds: 0.5",
+}
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -70,7 +88,7 @@ def check(experiment: Experiment) -> None:
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
-    fault_validation.check(experiment)
+    _check_faults(experiment)
 
 
 def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> None:
@@ -84,7 +102,7 @@ def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> 
         raise Misfit((*path, "quality"), what, "[[0.5, 0.9], [1.0, 1.0]], say")
     weights = actions.similar.weights if actions.similar is not None else None
     values = actions.similar.values if actions.similar is not None else []
-    if weights is not None and (len(weights) != len(values) or not sum(weights)):
+    if weights is not None and (len(weights) != len(values) or not float_sum(weights)):
         what, right = "the weights do not fit the values", "one weight for each value, not all 0"
         raise Misfit((*path, "similar", "weights"), what, right)
     if actions.confidence is not None:
@@ -133,7 +151,7 @@ def _check_steps(path: tuple[str, ...], steps: Steps, load: Workload) -> None:
             "uniform, constant or choice, or workload.trace: {file: ...}",
         )
     if isinstance(steps, ChoiceSteps):
-        if steps.weights is not None and (len(steps.weights) != len(steps.values) or not sum(steps.weights)):
+        if steps.weights is not None and (len(steps.weights) != len(steps.values) or not float_sum(steps.weights)):
             raise Misfit(
                 (*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0"
             )
@@ -355,7 +373,7 @@ def _check_draws(load: Workload) -> None:
     if (
         isinstance(turns, ChoiceTurns)
         and turns.weights is not None
-        and (len(turns.weights) != len(turns.values) or not sum(turns.weights))
+        and (len(turns.weights) != len(turns.values) or not float_sum(turns.weights))
     ):
         raise Misfit((*path, "weights"), "the weights do not fit the values", "one weight for each value, not all 0")
 
@@ -483,6 +501,66 @@ def _check_shape(path: tuple[str, ...], draw: ShapeDraw, experiment: Experiment)
             raise Misfit((*path, "draw"), "the arrivals come from no trace", "constant or choice")
     if not isinstance(draw, ChoiceShape) or draw.weights is None:
         return
-    if len(draw.weights) != len(draw.values) or not sum(draw.weights):
+    if len(draw.weights) != len(draw.values) or not float_sum(draw.weights):
         what = "the weights do not fit the values"
         raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")
+
+
+def _check_faults(experiment: Experiment) -> None:
+    """Raise `Misfit` where faults contradict themselves or another part of *experiment*."""
+    said = experiment.deployment.faults
+    if said is None:
+        return
+    path = ("deployment", "faults")
+    for i, fault in enumerate(said.script):
+        _check_fault((*path, "script", i), fault)
+    _check_together(path, experiment)
+    memory = said.out_of_memory
+    llms = experiment.pipeline.llms
+    if memory is not None and memory.restart is None and llms:
+        engines = [w for w in experiment.deployment.workers if w.modules[0] in llms]
+        if memory.workers is None or any(w.name in memory.workers for w in engines):
+            what = "an engine that runs out of memory does not go on"
+            right = "restart: {weights: 12, source: ...}, or the workers of other modules under workers"
+            raise Misfit((*path, "out_of_memory", "restart"), what, right)
+
+
+def _check_together(path: tuple[str, ...], experiment: Experiment) -> None:
+    """Raise `Misfit` if *experiment* has something that is not known to go on after a fault."""
+    plan = experiment.deployment
+    refused: list[tuple[bool, str, str]] = [
+        (plan.autoscaler is not None, "replicas that come and go", "no autoscaler"),
+        (plan.handover is not None, "prefill and decode apart", "workers without a role"),
+        (any(w.gpus is not None for w in plan.workers), "groups of devices", "no key gpus"),
+        (bool(experiment.pipeline.branches), "branches", "a pipeline without branches"),
+        (experiment.budget.used, "an SLO that is shared out among stages", "no budget"),
+        (
+            any(w.engine is not None and w.engine.pipeline_parallel is not None for w in plan.workers),
+            "models in stages (pipeline_parallel)",
+            "engines without stages",
+        ),
+    ]
+    for there, what, right in refused:
+        if there:
+            raise Misfit(path, f"faults do not go together with {what}", f"{right}, or no faults")
+    devices = [w.device for w in plan.workers if w.modules[0] in experiment.pipeline.llms]
+    if len(set(devices)) < len(devices):
+        raise Misfit(path, "faults do not go together with engines that share a device", "a device for each engine")
+
+
+def _check_fault(path: tuple[str | int, ...], fault: FaultSpec) -> None:
+    if (fault.device is None) == (fault.worker is None):
+        raise Misfit(path, "it happens to a device or to a worker", "one of the keys device and worker")
+    if fault.kind == "crash" and fault.worker is None:
+        raise Misfit((*path, "device"), "a crash is that of a worker's process", "worker: ..., or kind: fail")
+    must, may = FAULT_KEYS[fault.kind]
+    for name in ("lasts", "until", "factor", "seconds", "restart"):
+        key, there = "for" if name == "lasts" else name, getattr(fault, name) is not None
+        if there and name not in (*must, *may):
+            raise Misfit((*path, key), f"a fault of the kind {fault.kind} has no {key}", f"no key {key}")
+        if not there and name in must:
+            raise Misfit((*path, key), f"a fault of the kind {fault.kind} needs it", FAULT_EXAMPLES[name])
+    if fault.lasts is not None and fault.until is not None:
+        raise Misfit((*path, "until"), "it ends by for already", "one of the keys for and until")
+    if fault.until is not None and fault.until <= fault.at:
+        raise Misfit((*path, "until"), f"{fault.until:g} is not after at, {fault.at:g}", "at < until")

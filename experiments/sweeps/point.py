@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from servetwin.core import BadInput, ServeTwinError, Summary
+from servetwin.core.arithmetic import float_sum
 
 from ..assembly.build import policies_used, run
 from ..assembly.inputs import Inputs, difference, inputs_of
@@ -116,7 +117,7 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row["max_batch_size"] = main.get("max_batch_size")
     row |= {name: full[name] for name in TOKENS if name in full}
     if "cut" in full:
-        row |= {f"{what}_cut": sum(cut[what] for cut in full["cut"].values()) for what in ("prompts", "outputs")}
+        row |= {f"{what}_cut": sum(int(cut[what]) for cut in full["cut"].values()) for what in ("prompts", "outputs")}
     for name, group in full.get("classes", {}).items():
         row |= {f"class.{name}.{column}": group[column] for column in ("requests", "attainment", "request_goodput")}
     row |= full.get("fairness", {})
@@ -353,7 +354,7 @@ def run_all_averaged(
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    return float_sum(known) / len(known) if known else None
 
 
 def _only_here(experiment: Experiment) -> bool:

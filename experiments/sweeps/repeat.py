@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..spec.experiment import Experiment
 from ..workload.seed_effect import are_copies, check_seeds
@@ -60,7 +61,7 @@ class Repeated:
         row: Row = {}
         for name in self.rows[0]:
             values = [r[name] for r in self.rows if r[name] is not None]
-            row[name] = sum(values) / len(values) if values else None
+            row[name] = float_sum(values) / len(values) if values else None
         goodput = [r["request_goodput"] or 0.0 for r in self.rows]
         several = len(self.rows) > 1 and not are_copies(self.rows)
         for name, found in (
@@ -198,7 +199,7 @@ def told_apart(rows: Sequence[Row], reference: str) -> list[str]:
             gaps = [100.0 * row[name] for row in own]
             more = sum((row[f"{name}_low"] or 0.0) > 0.0 for row in own)
             fewer = sum((row[f"{name}_high"] or 0.0) < 0.0 for row in own)
-            spread = f"mean {sum(gaps) / len(gaps):+.2f}, from {min(gaps):+.1f} to {max(gaps):+.1f}"
+            spread = f"mean {float_sum(gaps) / len(gaps):+.2f}, from {min(gaps):+.1f} to {max(gaps):+.1f}"
             lines.append(f"  {place}: clearly more in {more} of {len(own)}, clearly fewer in {fewer}; {spread}")
     return lines
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
@@ -297,7 +298,7 @@ def _score_recordings(
     scored = []
     for i, (recording, run) in enumerate(found):
         same = rows[i * seeds : (i + 1) * seeds]
-        mean: Row = {name: sum(row[name] for row in same) / seeds for name in ("met", "finished")}
+        mean: Row = {name: float_sum(row[name] for row in same) / seeds for name in ("met", "finished")}
         sent, met = len(run.outcome), run.outcome.count("m")
         measured = MeasuredRun(
             line=0,
@@ -504,4 +505,4 @@ def _gaps(workload: str, policy: str, group: list[Scored]) -> Gaps:
 
 def _mean_and_max(gaps: Iterable[float | None]) -> tuple[float, float] | None:
     sizes = [abs(g) for g in gaps if g is not None]
-    return (sum(sizes) / len(sizes), max(sizes)) if sizes else None
+    return (float_sum(sizes) / len(sizes), max(sizes)) if sizes else None

@@ -18,6 +18,7 @@ from itertools import count, pairwise
 from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..spec.keys.schedule import Schedule, Wave
 
@@ -84,7 +85,7 @@ class Load:
     def _check_size(self, where: str) -> None:
         """Raise `BadInput` if requests are so rare that a pattern is over before one comes, or too many to count."""
         if self.every is not None:
-            each = sum((p.end - p.start) * (p.level + 0.5 * p.slope * (p.end - p.start)) for p in self._pattern)
+            each = float_sum((p.end - p.start) * (p.level + 0.5 * p.slope * (p.end - p.start)) for p in self._pattern)
             if self.wave is not None and each >= RAREST:
                 each = self._each_with(self.wave, self.every)
             if each < RAREST:
@@ -93,7 +94,8 @@ class Load:
         if math.isfinite(self.until):
             cycles = self.until / self.every if self.every is not None else 1.0
             bounded = (p for p in self._pattern if p.start < self.until)
-            whole = sum((min(p.end, self.until) - p.start) * max(p.level, 0.0) for p in bounded) * max(1.0, cycles)
+            sent = float_sum((min(p.end, self.until) - p.start) * max(p.level, 0.0) for p in bounded)
+            whole = sent * max(1.0, cycles)
             if whole > MOST:
                 right = f"{MOST:.0e} at most, or workload.requests and no end"
                 raise BadInput(f"some {whole:.0e} requests would come", where=f"{where}.until", right=right)

@@ -6,6 +6,7 @@ import math
 from collections import deque
 
 from servetwin.core import Policy, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.slo import latest
 
 Lists = dict[int, deque[Task]]
@@ -26,7 +27,7 @@ class WaitingLists(Policy):
         self.sizes = range(1, most + 1)
         loop, once = view.stage.loop, (*view.stage.before, *view.stage.after)
         self.step = {n: view.estimate(loop, n) if loop else 0.0 for n in self.sizes}
-        self.once = {n: sum(view.estimate(m, n) for m in once) for n in self.sizes}
+        self.once = {n: float_sum(view.estimate(m, n) for m in once) for n in self.sizes}
 
     def duration(self, steps: int, size: int) -> float:
         """Seconds that a batch of *size* requests of *steps* steps should take."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 
 from servetwin.core import Policy, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest
 
@@ -28,7 +29,7 @@ class Windows(Policy):
         loop, once = view.stage.loop, (*view.stage.before, *view.stage.after)
         sizes = range(1, self.most + 1)
         self.step = [0.0] + [self.safety * view.estimate(loop, n) if loop else 0.0 for n in sizes]
-        self.once = [0.0] + [self.safety * sum(view.estimate(m, n) for m in once) for n in sizes]
+        self.once = [0.0] + [self.safety * float_sum(view.estimate(m, n) for m in once) for n in sizes]
 
     def seconds(self, steps: int, size: int) -> float:
         """What a batch of that *size* takes whose longest request has so many *steps*."""

@@ -14,6 +14,7 @@ Who runs, at either model, is for `edf` to say. The choice is this policy's wher
 from __future__ import annotations
 
 from servetwin.core import Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import above, at_least
 from servetwin.core.request import ActingTask
 from servetwin.policies.diffusion.edf import EDF
@@ -45,7 +46,7 @@ class Cascade(Policy):
         if not there or task.confidence is None:
             return super().onward(task, view, now)
         load = min((peer.waiting + peer.running + peer.on_wire) / peer.limit for peer in there)  # in full batches
-        seconds = sum(task.asked_of(m) * view.estimate(m, 1) for m in (*target.modules, *target.rest))
+        seconds = float_sum(task.asked_of(m) * view.estimate(m, 1) for m in (*target.modules, *target.rest))
         if now + (1.0 + load) * seconds > task.deadline:
             return False
         return task.confidence < self.threshold * max(0.0, 1.0 - load / self.full)

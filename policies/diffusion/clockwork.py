@@ -20,6 +20,7 @@ from collections import deque
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest
 from servetwin.policies.diffusion._waiting_lists import WaitingLists
@@ -66,7 +67,7 @@ class Clockwork(WaitingLists):
         begin = self.begin
         if self.outstanding and begin + self.outstanding[0] + self.lag < now:
             begin = now - self.lag - self.outstanding[0]
-        return max(begin + sum(self.outstanding), now + self.future)
+        return max(begin + float_sum(self.outstanding), now + self.future)
 
     def _candidates(self, steps: int, most: int) -> list[tuple[float, int, int]]:
         lists = self.classes[steps]

@@ -28,6 +28,7 @@ import math
 from collections.abc import Iterable
 
 from servetwin.core import Batch, Decision, Policy, Shape, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import at_least
 from servetwin.core.slo import latest
 from servetwin.policies.diffusion._degrees import EPSILON, cheapest
@@ -55,7 +56,7 @@ class DeadlineDegree(Policy):
             found = self.seconds[shape] = {}
             modules = [view.stage.loop] if view.stage.loop else view.stage.modules
             for degree in view.group.degrees:
-                seconds = sum([view.group.estimate(module, 1, degree, shape) for module in modules])
+                seconds = float_sum([view.group.estimate(module, 1, degree, shape) for module in modules])
                 if not found or seconds < min(found.values()):
                     found[degree] = seconds
         return found

@@ -21,6 +21,7 @@ import math
 from typing import Literal
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import above, at_least
 from servetwin.core.slo import latest
 from servetwin.policies.diffusion._queue import FRONT, Entries, Entry, emptied, expired, strict
@@ -79,9 +80,9 @@ class NeuStream(Policy):
             what = "neustream bounds its batches by an SLO factor, and this SLO has none"
             raise BadInput(what, right="an SLO with a factor, or the policy parameter slo_factor or bound")
         modules = (view.stage.loop,) if view.stage.loop else view.stage.modules
-        longest = sum(view.estimate(m, 1) for m in modules) * factor * self.step_delta
+        longest = float_sum(view.estimate(m, 1) for m in modules) * factor * self.step_delta
         size = 0
-        while size < view.limit and sum(view.estimate(m, size + 1) for m in modules) < longest:
+        while size < view.limit and float_sum(view.estimate(m, size + 1) for m in modules) < longest:
             size += 1
         return max(size, 1)
 

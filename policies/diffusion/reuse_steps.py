@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from servetwin.core import BadInput, Batch, Decision, Policy, Repeat, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import above
 from servetwin.core.pipeline import StepActions
 from servetwin.policies.diffusion.edf import EDF
@@ -39,7 +40,7 @@ class ReuseSteps(Policy):
     ) -> None:
         self.who = EDF(max_batch, drop_late)
         above(0, "reuse-steps", threshold=threshold)
-        if not changes or min(changes) < 0.0 or not sum(changes):
+        if not changes or min(changes) < 0.0 or not float_sum(changes):
             right = "numbers from 0 on, not all 0"
             raise BadInput(f"changes is {list(changes)}", where="reuse-steps", right=right)
         self.threshold, self.curve = threshold, tuple(changes)
@@ -76,7 +77,7 @@ class ReuseSteps(Policy):
 
     def _planned(self, steps: int, most: int) -> tuple[bool, ...]:
         along = [self._change(i / max(1, steps - 1)) for i in range(steps)]
-        average = sum(along) / steps
+        average = float_sum(along) / steps
         skipped: list[bool] = []
         total = 0.0
         for i, change in enumerate(along):

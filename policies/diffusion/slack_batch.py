@@ -40,6 +40,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from servetwin.core import BadInput, Batch, Decision, Repeat, Task, WorkerView
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.parameters import above, at_least
 from servetwin.policies.diffusion._ends import Ends
 from servetwin.policies.diffusion._keeping import keep_and_join
@@ -90,7 +91,7 @@ class SlackBatch(Ends):
         super().start(view)
         loop, most = view.stage.loop, min(self.max_batch or view.limit, view.limit)
         modules = (loop,) if loop else view.stage.modules
-        times = [sum(view.estimate(m, n) for m in modules) for n in range(1, most + 1)]
+        times = [float_sum(view.estimate(m, n) for m in modules) for n in range(1, most + 1)]
         # Where a larger batch is quicker by the profile, that is noise: the smaller is no slower.
         self.seconds = [0.0, *(min(times[n:]) for n in range(most))]
         self.looped = loop is not None
@@ -154,7 +155,8 @@ class SlackBatch(Ends):
             if found:
                 seconds = self.seconds[len(found)]
                 first = now + found[0].left * seconds + self.each  # who waits until then, and may not, is lost
-                worth -= LOST * sum([counts for start, counts, task in begun if start < first and task not in found])
+                lost = [counts for start, counts, task in begun if start < first and task not in found]
+                worth -= LOST * float_sum(lost)
                 if worth / seconds > best:
                     best, chosen = worth / seconds, found
         return chosen

@@ -27,6 +27,7 @@ from itertools import accumulate
 from math import ceil, inf
 
 from servetwin.core import BadInput, Repeat
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView
 from servetwin.core.parameters import above, at_least
 from servetwin.policies.llm._in_time import InTime, LastDue, NextDue, due, fill
@@ -97,7 +98,7 @@ class SlackAdmission(TokenPolicy):
                 if not lives:
                     rooms = [(self.ends[t], t.limit - t.generated, t) for t in view.running]
                     lives = [(n, t.prompt + t.limit - n) for _, n, t in rooms]
-                context = sum([there + n / 2 for n, there in lives]) + tokens + left / 2
+                context = float_sum([there + n / 2 for n, there in lives]) + tokens + left / 2
                 step = safety * view.estimate_decode(count + 1, int(context))
                 ends = now + took
                 # (Who is late already may end later still.)

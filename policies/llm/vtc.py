@@ -28,6 +28,7 @@ from itertools import islice
 from math import inf
 
 from servetwin.core import Repeat
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import ALL, Step, TokenPolicy, TokenTask, TokenView, WaitingOrder
 from servetwin.core.parameters import above
 
@@ -58,7 +59,7 @@ class VTC(TokenPolicy):
         often it is looked at."""
         total = self.lifted.get(tenant, 0.0)
         for tokens, weight in ((self.prompts, self.input_weight), (self.outputs_so_far, self.output_weight)):
-            total += sum(count * weight / share for (whose, share), count in tokens.items() if whose == tenant)
+            total += float_sum(count * weight / share for (whose, share), count in tokens.items() if whose == tenant)
         return total
 
     def admit(self, task: TokenTask, view: TokenView, now: float) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from servetwin.core import InvariantBroken, Request
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.routing import Router, WorkerState
 
 #: Weights that differ by less than this share are equal: the same jobs in another order may sum up to another last
@@ -55,5 +56,5 @@ class DeviceLoad(Router):
         stage = main.stage
         size = min(present, main.limit)
         modules = (stage.loop,) if stage.loop else stage.modules
-        together, alone = (sum(main.estimate(m, n) for m in modules) for n in (size, 1))
+        together, alone = (float_sum(main.estimate(m, n) for m in modules) for n in (size, 1))
         return together / alone * present / size

@@ -21,7 +21,8 @@ class JSQ(Router):
     def route(self, request: Request, workers: Sequence[WorkerState], now: float) -> WorkerState:
         stage, many = workers[0].stage.name, len(workers)
         first = self.next.get(stage, 0)
-        present = [worker.present for worker in workers]
-        place = min(range(many), key=lambda i: (present[i], (i - first) % many))
+        present = [worker.here() for worker in workers]
+        least = min(present)
+        place = present.index(least, first) if least in present[first:] else present.index(least)
         self.next[stage] = (place + 1) % many
         return workers[place]

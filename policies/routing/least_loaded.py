@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from servetwin.core import Request
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.routing import WorkerState
 
 from ._device_load import DeviceLoad
@@ -13,4 +14,4 @@ class LeastLoaded(DeviceLoad):
 
     def weight(self, request: Request, worker: WorkerState, now: float) -> tuple[float, ...]:
         alone = [seconds for seconds, _ in self.jobs(request, worker)]
-        return (sum(alone) * self.stretch(worker, len(alone)) / len(alone),)
+        return (float_sum(alone) * self.stretch(worker, len(alone)) / len(alone),)

@@ -28,4 +28,4 @@ class PowerOfTwo(Router):
 
     def route(self, request: Request, workers: Sequence[WorkerState], now: float) -> WorkerState:
         drawn = self.source.permutation(len(workers))[: self.choices]
-        return min((workers[int(i)] for i in drawn), key=lambda worker: worker.present)
+        return min((workers[int(i)] for i in drawn), key=lambda worker: worker.here())

@@ -12,7 +12,7 @@ from servetwin.core.routing import Router, WorkerState
 class Random(Router):
     """Any worker; drawn from the experiment's seed."""
 
-    draws = True
+    draws = static = True
 
     def start(self, workers: Sequence[WorkerState], seed: int) -> None:
         self.source = stream(seed, "router")

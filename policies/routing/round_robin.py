@@ -11,6 +11,8 @@ from servetwin.core.routing import Router, WorkerState
 class RoundRobin(Router):
     """One worker after the other, for each stage by itself."""
 
+    static = True
+
     def __init__(self) -> None:
         self.turns: dict[str, int] = {}
 

@@ -28,6 +28,8 @@ from functools import lru_cache
 from statistics import median
 from typing import NamedTuple
 
+from servetwin.core.arithmetic import float_sum
+
 #: So many times the usual deviation (scaled MAD) of a value from the line between those beside is noise; and the
 #: share that it is at least and at most, for surfaces of few or of wild samples.
 DEVIATIONS, LEAST, MOST = 5.0, 0.02, 0.05
@@ -212,8 +214,8 @@ def _slopes(row: dict[int, float], size: int) -> float | None:
     """Seconds for each further token of context in all, by least squares; None for a row of one context."""
     if len(row) < 2:
         return None
-    x, y = sum(row) / len(row), sum(row.values()) / len(row)
-    slope = sum((k - x) * (value - y) for k, value in row.items()) / sum((k - x) ** 2 for k in row)
+    x, y = float_sum(row) / len(row), float_sum(row.values()) / len(row)
+    slope = float_sum((k - x) * (value - y) for k, value in row.items()) / float_sum((k - x) ** 2 for k in row)
     return max(slope / size, 0.0)
 
 

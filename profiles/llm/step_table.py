@@ -16,6 +16,8 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
+from servetwin.core.arithmetic import float_sum
+
 from ..tables.cost import Cost
 from ..tables.costs import STEP_BETWEEN
 from ..tables.latency_table import OutOfRange, interpolate
@@ -232,9 +234,9 @@ class TokenTable:
 
 def fit(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     """Constant and slope of the least squares line through points; level through one."""
-    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((a - x) ** 2 for a in xs)
-    slope = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / spread if spread else 0.0
+    x, y = float_sum(xs) / len(xs), float_sum(ys) / len(ys)
+    spread = float_sum((a - x) ** 2 for a in xs)
+    slope = float_sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / spread if spread else 0.0
     return y - slope * x, slope
 
 
@@ -296,10 +298,10 @@ def _highest(data: DecodeSurface, ruled: Surface, at: int, known: dict[int, Piec
 
 def _row(data: DecodeSurface, ruled: Surface, size: int, rows: Sequence[tuple[float, int]]) -> Pieces:
     """The pieces of a batch of *size*, made of *rows* by their (shares, places)."""
-    values = [sum(share * ruled.seconds[i][k] for share, i in rows) for k in range(len(ruled.knots))]
+    values = [float_sum(share * ruled.seconds[i][k] for share, i in rows) for k in range(len(ruled.knots))]
     xs = [float(m * size) for m in ruled.knots]
     slopes = [(values[i + 1] - values[i]) / (xs[i + 1] - xs[i]) for i in range(len(xs) - 1)]
-    slopes.append(sum(share * ruled.slopes[i] for share, i in rows) / size)
+    slopes.append(float_sum(share * ruled.slopes[i] for share, i in rows) / size)
     constants = [value - slope * x for value, slope, x in zip(values, slopes, xs, strict=True)]
     shortest = min(len(data.seconds[i]) for _, i in rows)
     last = data.until_context or data.per_sequence[shortest - 1] * size

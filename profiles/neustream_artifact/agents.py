@@ -116,7 +116,7 @@ def _kinds(model: dict[str, Any]) -> dict[str, Any]:
     tokens, seconds = single["prompt_tokens"], single["seconds"]
 
     def prefill(most: int, note: str) -> dict[str, Any]:
-        count = sum(n <= most for n in tokens)
+        count = sum(bool(n <= most) for n in tokens)
         return {
             "tokens": tokens[:count],
             "between": "up",

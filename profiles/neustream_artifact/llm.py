@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..llm.architectures import architecture, kv_blocks
 from ..llm.schema import TokenModel
@@ -237,7 +238,7 @@ def _ratios(ratios: Sequence[float]) -> dict[str, Any]:
         low = min(int(share * last), last - 1)
         values.append(round(ordered[low] + (share * last - low) * (ordered[low + 1] - ordered[low]), 6))
     return {
-        "value": round(sum(ratios) / len(ratios), 6),
+        "value": round(float_sum(ratios) / len(ratios), 6),
         "quantiles": {"p": list(SHARES), "values": values},
         "samples": len(ratios),
     }

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from servetwin.core import BadInput, Module, Outcome, Pipeline, Policy, Recorder, Request, ServeTwinError, ServingLoop
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.request import Shape
 from servetwin.core.serving.shape_turns import ShapeTurns
 from servetwin.core.serving.shaped_worker import ShapedView, ShapedWorker
@@ -211,7 +212,7 @@ class PolicyStepScheduler(StepScheduler):  # type: ignore[misc]
         slo = said.get("slo")
         if slo is None and self._slo is not None:
             steps = self._get_total_steps(request) - (request.sampling_params.step_index or 0)
-            slo = self._slo * sum(
+            slo = self._slo * float_sum(
                 (steps if module == self._loop_module else 1) * estimate(module, 1) for module in self._stage.modules
             )
         if not isinstance(slo, int | float) or not slo > 0:

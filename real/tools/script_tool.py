@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from servetwin.core import BadInput, Batch
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.serving.pool import Pool
 
 from .sandbox import Limits, Result, run_script
@@ -55,7 +56,7 @@ class ScriptTool:
             "calls": len(self.results),
             "failed": reasons.total(),
             "reasons": dict(reasons.most_common(10)),
-            "mean_seconds": sum(seconds) / len(seconds) if seconds else None,
+            "mean_seconds": float_sum(seconds) / len(seconds) if seconds else None,
             "enforced": sorted(set.intersection(*(set(r.enforced) for r in self.results))) if self.results else [],
         }
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from servetwin.core import BadInput, Outcome, Recorder, Request, ServeTwinError, ServingLoop, Stage, Worker
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.errors import PolicyFault, Stopped
 from servetwin.core.serving.pool import Pool
 
@@ -73,7 +74,7 @@ def serve(
     found.tools |= {worker.name: worker.costs() for worker in ours}
     ended = {task.request.id: task.request for worker in ours for task in worker.known.values()}
     shares = [
-        sum(worker.communication.get(number, 0.0) for worker in ours) / (request.finished - request.arrival)
+        float_sum(worker.communication.get(number, 0.0) for worker in ours) / (request.finished - request.arrival)
         for number, request in ended.items()
         if request.finished is not None and request.outcome in (Outcome.MET, Outcome.LATE)
     ]

@@ -1,44 +1,20 @@
-"""Invariant 8 across processes: the same seed gives the same bytes whatever the hash seed, the time zone, the locale,
-optimisation, or the number of jobs.
+"""Invariant 8 across processes: the same seed gives the same bytes whatever the Python and its NumPy, the hash seed,
+the time zone, the locale, optimisation, or the number of jobs.
 
-One file of records per kind of run: image models (sums of steps, noise), a language model by objects and by numbers,
-and a pipeline of several models; and the table of a sweep.
+What is run, of every family of workload, is in ``tests/same_runs.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-RUNS = """
-import hashlib, sys, tempfile
-from pathlib import Path
-from servetwin.experiments.assembly.build import run
-from servetwin.experiments.spec.loading import load
-from servetwin.experiments.sweeps import sweep
-
-found = hashlib.sha256()
-with tempfile.TemporaryDirectory() as here:
-    for number, (workload, policy, count) in enumerate(
-        [("sd15-512-rtx4090", "clockwork", 30), ("dit-s2-256-rtx4090", "neustream", 30),
-         ("opt-13b-a6000", "andes", 30), ("opt-13b-h100-async", "vllm-v1", 30),
-         ("matplotagent-rtx4090", "neustream-llm", 3)]
-    ):
-        folder = Path(here) / str(number)
-        run(load(workload, [("policy", policy), ("requests", count), ("seed", 3)]), folder)
-        for name in ("requests.jsonl", "batches.jsonl", "summary.json", "experiment.yaml"):
-            found.update((folder / name).read_bytes())
-    grid = {"policy": ["edf", "fcfs"], "seed": [0, 1]}
-    block = sweep.Block(extends="palette-256-rtx4090", set={"requests": 40}, grid=grid)
-    table = Path(here) / "t.csv"
-    sweep.sweep(sweep.SweepFile(sweeps=[block]), table, jobs=int(sys.argv[1]))
-    found.update(table.read_bytes())
-print(found.hexdigest())
-"""
+import same_runs
+from servetwin.core.arithmetic import float_sum
 
 SURROUNDINGS: dict[str, dict[str, str]] = {
     "another hash seed": {"PYTHONHASHSEED": "99"},
@@ -48,40 +24,75 @@ SURROUNDINGS: dict[str, dict[str, str]] = {
 }
 
 
-def digest(jobs: int = 1, **surroundings: str) -> str:
-    """What the runs come to in a process of their own."""
-    given = {**os.environ, "PYTHONHASHSEED": "1", "TZ": "UTC", **surroundings}
-    command = [sys.executable, "-c", RUNS, str(jobs)]
+def hashes(folder: Path, python: str = sys.executable, *, jobs: int = 1, **surroundings: str) -> dict[str, str]:
+    """What the runs come to in a process of their own: a hash of each file."""
+    folder.mkdir()
+    own = {"PYTHONHASHSEED": "1", "TZ": "UTC", "SERVETWIN_CACHE": str(folder.with_suffix(".cache"))}
+    command = [python, same_runs.__file__, str(folder), str(jobs)]
+    given = {**os.environ, **own, **surroundings}
     done = subprocess.run(command, env=given, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 @pytest.fixture(scope="module")
-def usual() -> str:
-    return digest()
+def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return hashes(tmp_path_factory.mktemp("usual") / "runs")
 
 
-def test_the_same_bytes_with_another_hash_seed_time_zone_and_locale(usual: str) -> None:
-    """All of these at once: each of them is one process, and costs a second."""
-    assert len(usual) == len(hashlib.sha256().hexdigest())
-    assert digest(**{name: value for given in SURROUNDINGS.values() for name, value in given.items()}) == usual
-
-
-def test_the_same_bytes_with_two_jobs(usual: str) -> None:
-    assert digest(2) == usual
+def test_the_same_bytes_with_another_hash_seed_time_zone_locale_and_two_jobs(
+    usual: dict[str, str], tmp_path: Path
+) -> None:
+    """All of these at once: each of them is one process, and costs seconds."""
+    assert {f"{name}/requests.jsonl" for name in same_runs.RUNS} < set(usual)
+    assert len(set(usual.values())) > len(usual) / 2
+    others = {name: value for given in SURROUNDINGS.values() for name, value in given.items()}
+    assert hashes(tmp_path / "runs", jobs=2, **others) == usual
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
-def test_the_same_bytes_with_each_of_them_alone(surroundings: dict[str, str], usual: str) -> None:
-    assert digest(**surroundings) == usual
+def test_the_same_bytes_with_each_of_them_alone(
+    surroundings: dict[str, str], usual: dict[str, str], tmp_path: Path
+) -> None:
+    assert hashes(tmp_path / "runs", **surroundings) == usual
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("python", os.environ.get("SERVETWIN_PYTHONS", "").split())
-def test_the_same_bytes_on_another_python(python: str, usual: str) -> None:
+def test_the_same_bytes_on_another_python(python: str, usual: dict[str, str], tmp_path: Path) -> None:
     """SERVETWIN_PYTHONS names interpreters that have ServeTwin installed, of other versions of Python or NumPy."""
-    command = [python, "-c", RUNS, "1"]
-    given = {**os.environ, "PYTHONHASHSEED": "1", "TZ": "UTC"}
-    done = subprocess.run(command, env=given, check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == usual
+    assert hashes(tmp_path / "runs", python) == usual
+
+
+def test_floats_are_added_one_after_the_other() -> None:
+    """`sum` of Python 3.12 and later gives 2.0 here, and 0.3 for the second."""
+    assert float_sum([1.0, 1e100, 1.0, -1e100]) == 0.0
+    assert float_sum(x for x in (0.1, 0.1, 0.1)) == 0.1 + 0.1 + 0.1 != 0.3
+    assert str(float_sum([])) == "0"
+
+
+@pytest.mark.checkout
+def test_mypy_refuses_sums_of_floats(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    root = Path(__file__).parents[2]
+    plugin = root / "tests/float_sums.py"
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nplugins = {plugin}\ncache_dir = {tmp_path}\n")
+    lines = {
+        "sum(floats)": True,
+        "sum([2.0 * x for x in floats])": True,
+        "sum(floats, 1.0)": True,
+        "sum(row['a'] for row in rows)": True,
+        "sorted([floats], key=lambda line: sum(line))": True,
+        "sum(counts)": False,
+        "sum(x > 1.0 for x in floats)": False,
+        "floats[0] / sum(len(line) for line in [floats])": False,
+        "max(counts, key=lambda n: sum([n, 2]))": False,
+    }
+    head = (
+        "from typing import Any\ndef f(floats: list[float], counts: list[int], rows: list[dict[str, Any]]) -> None:\n"
+    )
+    (tmp_path / "sums.py").write_text(head + "".join(f"    {line}\n" for line in lines))
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--strict", "sums.py"]
+    told = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True).stdout
+    found = {int(line.split(":")[1]) - 3 for line in told.splitlines() if "float_sum" in line}
+    assert found == {number for number, refused in enumerate(lines.values()) if refused}, told

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import Any, cast
 
-from ...faults.failing_engine import FailingEngine
 from ...isolation.answers import check_decision, check_kept, check_repeat, fault
 from ...policy import Repeat
 from ...request import Outcome, Outputs, Request
@@ -21,12 +20,12 @@ from ...slo import latest
 from ..batch import Piece, Regrouped, TokenBatch
 from ..policy import DECODES, PREFILLS, All, Chunk, Step, admits_all
 from ..request import TokenTask, tokens_of_visit
-from .decode_sums import DecodeSums
+from .decode_sums import FailingEngine
 from .engine_ledger import FRUITLESS, Guard
 from .host import LLMWorker
 
 
-class TokenEngine(FailingEngine, DecodeSums):
+class TokenEngine(FailingEngine):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (

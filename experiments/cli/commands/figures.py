@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..output.terminal import print_json, print_table, progress, say, steps, table
 from .options import AsJson, Jobs
@@ -169,7 +170,7 @@ def demo(
         print_json({"runs": found, "seconds": took, "figure": str(shown.figure)})
         return
     gaps = {what: [abs(line["gap"]) for line in lines if line["counted"] == what] for what in ("met", "finished")}
-    met, finished = (sum(own) / len(own) for own in gaps.values())
+    met, finished = (float_sum(own) / len(own) for own in gaps.values())
     say(
         f"{len(shown.scored)} measured runs simulated in {took:.1f} s: requests served within their SLO are "
         f"{met:.1f} percentage points off on average"

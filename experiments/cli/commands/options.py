@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,10 @@ Strict = Annotated[
     typer.Option("--strict", help="Refuse what is outside of what was validated by recorded runs (exit code 2)."),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes; -1: one per core.", show_default=True)]
+RunJobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", help="Simulate replicas on so many processes (-1: one per core), if they can be."),
+]
 
 Windows = Annotated[
     float | None,
@@ -26,6 +31,21 @@ Objective = Annotated[
     float | None,
     typer.Option("--objective", metavar="SHARE", help="Requests that are to meet their SLO (0.99): tells the burn."),
 ]
+
+
+@contextmanager
+def split(jobs: int | None, cluster: str | None) -> Iterator[int]:
+    """Within this, one run is simulated on *jobs* processes, or in so many pieces on the *cluster* at that address;
+    gives how many (-1: as many as there is room for)."""
+    if jobs is not None and jobs < 1 and jobs != -1:
+        raise BadInput(f"{jobs} is no number of processes", where="--jobs", right="1 or more, or -1: one per core")
+    if cluster is None:
+        yield 1 if jobs is None else jobs
+        return
+    from ...sweeps.cluster import running_on
+
+    with running_on(cluster):
+        yield -1 if jobs is None else jobs
 
 
 def no_out(instead: str) -> BadInput:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ..output.score_output import show_decisions
 from ..output.terminal import print_json, print_table, say, steps, table
@@ -408,7 +409,7 @@ def _compare_grids(
     mean, largest = full["mean_gap_points"], full["max_gap_points"]
     say(f"{len(rows)} cells: |B - A| mean {mean:.2f}, max {largest:.2f} points")
     if apart := [abs(row["quality_goodput_gap"]) for row in rows if row.get("quality_goodput_gap") is not None]:
-        say(f"quality in time, per second: |B - A| mean {sum(apart) / len(apart):.3f}, max {max(apart):.3f}")
+        say(f"quality in time, per second: |B - A| mean {float_sum(apart) / len(apart):.3f}, max {max(apart):.3f}")
     show_decisions(found)
     for line in places.told(stands):
         say(line)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from servetwin.core.arithmetic import float_sum
+
 from .terminal import print_table, say, table
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def show_latencies(scored: Sequence[Scored]) -> None:
         for what in dict.fromkeys(m.what for s in told for m in s.latencies):
             off = [abs(m.off) for s in told for m in s.latencies if m.what == what and m.off is not None]
             if off:
-                lines.add_row(what, f"{sum(off) / len(off):.1f}", f"{max(off):.1f}")
+                lines.add_row(what, f"{float_sum(off) / len(off):.1f}", f"{max(off):.1f}")
         print_table(lines)
     for note in dict.fromkeys(note for s in scored for note in s.notes):
         say(note)

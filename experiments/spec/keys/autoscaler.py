@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
+from servetwin.core.arithmetic import float_sum
 
 from ...registry import autoscaler_registry
 from .field_types import NotNegative, PositiveWait, Strict, Wait
@@ -44,7 +45,7 @@ class StartSpec(Strict):
     @property
     def seconds(self) -> float:
         """Seconds of all phases."""
-        return sum(self.phases.values())
+        return float_sum(self.phases.values())
 
 
 class Rules(Strict):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ...spec import yaml_io
 from ...spec.experiment import Experiment
@@ -83,7 +84,7 @@ class Cell:
 
     def mean(self, what: str) -> float | None:
         known = [x for x in (getattr(run, what) for run in self.runs) if x is not None]
-        return sum(known) / len(known) if known else None
+        return float_sum(known) / len(known) if known else None
 
     @property
     def attainment(self) -> float:
@@ -544,5 +545,5 @@ def compare_grids(
 def grids_dict(rows: Sequence[Row], found: Decisions) -> Row:
     """What `compare_grids` gives as one mapping, gaps in points."""
     gaps = [abs(row["attainment_gap"]) for row in rows]
-    overall = {"mean_gap_points": sum(gaps) / len(gaps), "max_gap_points": max(gaps)}
+    overall = {"mean_gap_points": float_sum(gaps) / len(gaps), "max_gap_points": max(gaps)}
     return {"cells": list(rows), **overall, "decisions": found.as_dict()}

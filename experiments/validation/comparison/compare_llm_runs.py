@@ -7,6 +7,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 if TYPE_CHECKING:
     from servetwin.profiles import TokenTable
@@ -102,7 +103,7 @@ def steps(
 def _over(took: list[float], told: list[float], statistic: str) -> float:
     if statistic == "median":
         return median(a / b for a, b in zip(took, told, strict=True))
-    return sum(took) / sum(told)
+    return float_sum(took) / float_sum(told)
 
 
 def _statistic(table: TokenTable | None, kind: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Shape
+from servetwin.core.arithmetic import float_sum
 
 from ...workload.traces.bench_file import is_bench
 from . import compare_llm_runs, compare_quality
@@ -314,6 +315,6 @@ def _batches(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {
         "mean_batch_size": _pair(a["mean_batch_size"], b["mean_batch_size"]),
         "iterations": [a["iterations"], b["iterations"]],
-        "distance": 50.0 * sum(abs(shares[0].get(n, 0.0) - shares[1].get(n, 0.0)) for n in sizes),
+        "distance": 50.0 * float_sum(abs(shares[0].get(n, 0.0) - shares[1].get(n, 0.0)) for n in sizes),
         "batch_sizes": {n: [100.0 * s.get(n, 0.0) for s in shares] for n in sizes},
     }

@@ -215,7 +215,7 @@ def read_json(path: Path, missing: str, *, divided: bool = True) -> dict[str, An
 def _counted(found: dict[str, Any], where: str) -> dict[str, Any]:
     """A summary whose counts can be: what is divided by them is no surprise then."""
     for name, worker in found.get("workers", {}).items():
-        sizes = worker["batch_sizes"]
+        sizes: dict[str, int] = worker["batch_sizes"]
         if not all(size.isascii() and size.isdigit() for size in sizes) or min(sizes.values(), default=0) < 0:
             raise BadInput(f"workers.{name}.batch_sizes is {str(sizes)[:60]}", where=where, right="counts by size")
         if sum(sizes.values()) and not worker["iterations"] > 0:

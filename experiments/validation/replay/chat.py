@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, NotRequired
 import numpy as np
 from pydantic import AfterValidator, Field
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import TokenRequest
 from typing_extensions import TypedDict
 
@@ -285,7 +286,7 @@ def trivial(runs: Sequence[ChatRun]) -> dict[str, list[float]]:
     """Points of goodput by which predictions are off that simulate nothing: that all requests are served in time,
     and, though that has seen the other runs, that a run goes as these do on average."""
     shares = [100.0 * run.met / len(run.requests) for run in runs]
-    others = [(sum(shares) - share) / max(len(shares) - 1, 1) for share in shares]
+    others = [(float_sum(shares) - share) / max(len(shares) - 1, 1) for share in shares]
     return {
         "all in time": [100.0 - share for share in shares],
         "mean of the other runs": [other - share for other, share in zip(others, shares, strict=True)],

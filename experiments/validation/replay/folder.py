@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput, Request, RunFolder, ServeTwinError
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import TokenRequest
 from servetwin.core.request import Shape
 
@@ -211,7 +212,7 @@ def _mean_of(rows: Sequence[Row]) -> Row:
     mean = dict(rows[0])
     for name in (name for name in (*AVERAGED, *LATENCIES, *TOKENS) if name in mean):
         known = [row[name] for row in rows if row[name] is not None]
-        mean[name] = sum(known) / len(known) if known else None
+        mean[name] = float_sum(known) / len(known) if known else None
     return mean
 
 

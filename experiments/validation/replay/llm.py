@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from servetwin.core import BadInput, Module, Outcome, Pipeline, Recorder, Request, ServingLoop
+from servetwin.core.arithmetic import float_sum
 from servetwin.core.llm import CumulativeSLO, EngineLimits, TokenPolicy, TokenRequest, TokenTask, TokenView
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.serving.worker import Host, TokenWorker
@@ -346,8 +347,8 @@ Pair = tuple[MeasuredRun, str, Score, Score]
 def mean(scores: Sequence[Score]) -> Score:
     """Of the same run, simulated several times."""
     return Score(
-        sum(s.good for s in scores) / len(scores),
+        float_sum(s.good for s in scores) / len(scores),
         scores[0].requests,
-        sum(s.finished for s in scores) / len(scores),
+        float_sum(s.finished for s in scores) / len(scores),
         *(np.concatenate([getattr(s, name) for s in scores]) for name in ("ttft", "tpot", "e2el")),
     )

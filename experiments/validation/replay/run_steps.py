@@ -54,7 +54,7 @@ def pack(folder: Path, out: Path) -> None:
         launches = np.load(folder / f"{place.name}-launches.npy")[-len(lines) :]  # those before are of the warm-up
         rows = []
         for line, (launched, sampled, device, idle) in zip(map(json.loads, lines), launches, strict=True):
-            chunks = [(n, c) for _, n, c in line["prefill"]]
+            chunks: list[tuple[int, int]] = [(n, c) for _, n, c in line["prefill"]]
             counts = (sum(n for n, _ in chunks), sum(n * n for n, _ in chunks), sum(n * c for n, c in chunks))
             decoding = (len(chunks) + line["decode"], line["decode"], line["context"])
             rows.append((*counts, *decoding, launched, sampled, 1e-3 * device, 1e-3 * max(idle, 0.0)))

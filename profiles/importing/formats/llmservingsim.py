@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ...llm.hf_config import shape_of
 from ...tables.latency_table import interpolate
@@ -88,12 +89,12 @@ class Layers:
     def __init__(self, folder: Path, layers: int, settings: Settings) -> None:
         dense = _by_part(folder / "dense.csv", "tokens", (*LAYER, *ONCE))
         sizes = sorted(set.intersection(*(set(part) for part in dense.values())))
-        once = [sum(dense[part][n] for part in ONCE) for n in sizes]
-        each = [sum(times * dense[part][n] for part, times in LAYER.items()) for n in sizes]
+        once = [float_sum(dense[part][n] for part in ONCE) for n in sizes]
+        each = [float_sum(times * dense[part][n] for part, times in LAYER.items()) for n in sizes]
         self.sizes, self._dense = sizes, [a + layers * b for a, b in zip(once, each, strict=True)]
         rows = _by_part(folder / "per_sequence.csv", "sequences", SEQUENCE)
         self._counts = sorted(set(rows["lm_head"]) & set(rows["sampler"]))
-        self._heads = [sum(rows[part][n] for part in SEQUENCE) for n in self._counts]
+        self._heads = [float_sum(rows[part][n] for part in SEQUENCE) for n in self._counts]
         self.attention = Attention(folder / "attention.csv")
         self.layers, self.graphs = layers, settings.graphs
 
@@ -201,7 +202,7 @@ def full_grid(places: Collection[tuple[int, ...]]) -> list[list[int]]:
         if len(cells) == math.prod(map(len, axes)):
             chunks = sorted(chunk for chunk, other in by_chunk.items() if other >= cells)
             found = [chunks, *axes]
-            best = max(best, (sum(math.log((axis[-1] + 1) / (axis[0] + 1)) for axis in found), found))
+            best = max(best, (float_sum(math.log((axis[-1] + 1) / (axis[0] + 1)) for axis in found), found))
     if not best[1]:
         raise BadInput("chunks beside decodes are no full grid", where="attention.csv", right="a full grid")
     zero = [{place[i] for place in places} & {0} for i in range(4)]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
 from ...llm.architectures import Architecture
 from ...llm.hf_config import shape_of
@@ -125,7 +126,7 @@ class Roofline:
         at = next((n for n in self.graphs if n >= tokens), tokens)
         shape = self.shape
         between = BYTES * at * (8 * shape.hidden + 3 * shape.feed_forward / self.devices) / self.bandwidth
-        each = sum(self._product(at, *sizes) for sizes in self.products) + between + self.layer
+        each = float_sum(self._product(at, *sizes) for sizes in self.products) + between + self.layer
         if self.devices > 1:
             moved = 2.0 * BYTES * at * shape.hidden * (self.devices - 1) / self.devices
             each += 2.0 * (self.reduce + moved / self.link)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder, Shape
+from servetwin.core.arithmetic import float_sum
 from servetwin.profiles.verdict import SAMPLES
 
 from ...executor import undisturbed
@@ -158,7 +159,7 @@ class Profiler:
         """
         found = self.found
         sizes = sorted(found.plain)
-        times = int(np.clip(VISIT * self.seconds / sum(found.period(n) for n in sizes), *VISITED))
+        times = int(np.clip(VISIT * self.seconds / float_sum(found.period(n) for n in sizes), *VISITED))
         blocks = [n for n in sizes for _ in range(-(-times // BLOCK))]
         random.Random(seed).shuffle(blocks)
         policy = Cycle([n for n in blocks for _ in range(BLOCK)])
@@ -355,7 +356,7 @@ class Profiler:
         """Waves of requests that join one by one, every `EVERY` iterations or so, and leave one by one."""
         n = self.limit
         joins = np.cumsum([0.0, *(EVERY * self.found.period(i) for i in range(1, n))])
-        wave = 2.5 * EVERY * sum(self.found.period(i) for i in range(1, n + 1))
+        wave = 2.5 * EVERY * float_sum(self.found.period(i) for i in range(1, n + 1))
         waves = int(np.clip(np.ceil(4 * self.seconds / wave), 1, 6))
         requests = [
             Request(k * n + i, 0.01 + k * wave + float(joins[i]), AGES, {self.loop: EVERY * n})
@@ -423,7 +424,7 @@ class Profiler:
 
     def expected(self, steps: int, n: int) -> float:
         """What the scheduler's tables expect of *n* whole requests of *steps* steps."""
-        once = sum(statistics.median(by_size[n]) for by_size in self.found.modules.values())
+        once = float_sum(statistics.median(by_size[n]) for by_size in self.found.modules.values())
         return once + steps * self.found.planned(n)
 
     def _whole(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from servetwin.core import BadInput, Shape
+from servetwin.core.arithmetic import float_sum
 
 from ..graph_runner import WIDTH
 from ..kind import Kind
@@ -57,7 +58,7 @@ def with_shapes(
         networks = own.server.device_slots(own.device).model.networks
         weights = {t.data_ptr(): t.nbytes for n in networks.values() for t in (*n.parameters(), *n.buffers())}
         shapes |= {"weights_gib": round(sum(weights.values()) / 2**30, ROUND), "memory": memory[None]}
-    took = {str(profiler.shape): round(sum(profiler.took.values()), 2) for profiler in measured}
+    took = {str(profiler.shape): round(float_sum(profiler.took.values()), 2) for profiler in measured}
     return {**content, "took": content["took"] | took, "shapes": shapes}
 
 

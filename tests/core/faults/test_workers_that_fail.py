@@ -155,6 +155,17 @@ def test_one_that_stands_still_for_too_long_is_taken_to_be_down() -> None:
     assert (outage.at, outage.until, outage.noticed, outage.lost_requests) == (2.5, 9.0, 2.5, 2)
 
 
+def test_a_pause_in_a_pause_ends_with_the_later_one() -> None:
+    """Two of half a second that overlap are one of 0.75 s; a second one for ever is a failure, a second after the
+    first began."""
+    both = [Event(1.5, "pause", ("w0",), 2.0), Event(1.75, "pause", ("w0",), 2.25)]
+    assert Served(both, [0.0], workers=1).requests[0].finished == 4.75
+    served = Served([both[0], Event(1.75, "pause", ("w0",))], [0.0], workers=1)
+    assert [r.outcome.value for r in served.requests] == ["failed"]
+    (outage,) = served.faults.outages["w0"]
+    assert (outage.at, outage.noticed) == (2.5, 2.5)
+
+
 def test_messages_are_late_or_lost() -> None:
     late = Served([Event(0.0, "late", ("w0",), 3.0, seconds=0.5)], [1.0, 6.0], workers=1)
     assert [r.finished for r in late.requests] == [5.5, 10.0]

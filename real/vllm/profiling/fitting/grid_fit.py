@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from servetwin.core.arithmetic import float_sum
 from servetwin.profiles.tables.costs import INTAKE, RATIO, STEP_BETWEEN
 
 from ...engine import VllmEngine
@@ -274,7 +275,7 @@ def _per_pair(steps: Sequence[StepLog], table: Any) -> float:
     pairs = [(n * c, s.seconds - table.prefill(n)) for s in steps for _, n, c in s.prefill if c]
     if not pairs:
         return 0.0
-    slope: float = sum(x * y for x, y in pairs) / sum(x * x for x, _ in pairs)
+    slope: float = float_sum(x * y for x, y in pairs) / float_sum(x * x for x, _ in pairs)
     return max(0.0, slope)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from servetwin.core.arithmetic import float_sum
 from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
@@ -294,7 +295,7 @@ def stalls(parts: Sequence[Steps], last: int, origin: dict[str, str]) -> dict[st
     lengths, busy = [], 0.0
     for some in taken.values():
         usual = statistics.median(launch for launch, _ in some)
-        busy += sum(seconds for _, seconds in some)
+        busy += float_sum(seconds for _, seconds in some)
         lengths += [launch - usual for launch, _ in some if launch - usual > max(STALLED, SHARE * usual)]
     if len(lengths) < STALLS:
         return {}

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from servetwin.core.arithmetic import float_sum
 from servetwin.profiles.tables.costs import RATE_BESIDE
 
 #: When a step began and ended, in seconds.
@@ -38,9 +39,9 @@ def rate(steps: Sequence[Span], others: Sequence[Span], alone: Sequence[float]) 
     >>> rate([(0.0, 3.0)], [(1.0, 3.0)], [2.0])
     0.5
     """
-    beside = sum(overlap(steps, others))
-    lasted = sum(end - start for start, end in steps)
-    needed = sum(alone[min(i, len(alone) - 1)] for i in range(len(steps)))
+    beside = float_sum(overlap(steps, others))
+    lasted = float_sum(end - start for start, end in steps)
+    needed = float_sum(alone[min(i, len(alone) - 1)] for i in range(len(steps)))
     return min(1.0, max(0.01, (needed - (lasted - beside)) / beside))
 
 
@@ -62,7 +63,7 @@ def contention(kept: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]
             alone[loads[0]] = seconds if loads[0][0] == "decode" else [usual]
             continue
         for i in (0, 1):
-            if sum(overlap(steps[i], steps[1 - i])) <= 0.0:
+            if float_sum(overlap(steps[i], steps[1 - i])) <= 0.0:
                 continue  # the other one was late: nothing is known of this pair
             value = rate(steps[i], steps[1 - i], alone[loads[i]])
             found.setdefault(loads[1 - i], {}).setdefault(loads[i], []).append(value)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from servetwin.core.arithmetic import float_sum
 
 from .device_steps import Sample, Steps, steps_of
 
@@ -125,7 +126,7 @@ def play_loads(
     """Serve all *loads* in about *seconds*: the steps by load, as parts of *kind*, and what taking requests in took.
     By "traffic" a profile is judged, of "requests" it is made."""
     rng = random.Random(seed)
-    share = seconds / sum(load.share for load in loads)
+    share = seconds / float_sum(load.share for load in loads)
     parts, intake = [], []
     for load in loads:
         rate = rate_for(load, found)
