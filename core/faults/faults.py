@@ -287,9 +287,10 @@ class Faults:
 
     def _is_lost(self, task: Task, outage: Outage, now: float) -> None:
         """*task* is lost with its worker. Until that is noticed it counts as on its way there."""
-        if task.request.outcome is not None:
-            return
         worker = self.states[outage.worker].worker
+        if task.request.outcome is not None:
+            worker.coming.pop(task, None)
+            return
         worker.coming[task] = None
         outage.lost.append(task)
         self._note(task, now, outage)
