@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+from ..arithmetic import float_sum
 from ..policy import Batch
 from ..request import Task
 from ..serving.executor import Executor, Handle
@@ -64,7 +65,7 @@ class FaultyExecutor:
                 deliver(task)
 
         if state.late:
-            later = self.inner.now() + sum(state.late)
+            later = self.inner.now() + float_sum(state.late)
             self.inner.call_at(later, partial(self.inner.send, source, task, arrive))
         else:
             self.inner.send(source, task, arrive)

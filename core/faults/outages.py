@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from ..arithmetic import float_sum
 from ..request import Task
 from .schedule import Event
 
@@ -104,8 +105,8 @@ def summary(outages: Mapping[str, list[Outage]], counts: Counts, since: float, u
         "requests_retried": counts.requests,
         "gave_up": counts.gave_up,
         "out_of_memory": counts.out_of_memory,
-        "lost_device_seconds": sum(outage.lost_seconds for outage in all_of),
-        "mean_seconds_to_notice": sum(noticed) / len(noticed) if noticed else None,
-        "mean_availability": sum(shares) / len(shares) if shares else None,
+        "lost_device_seconds": float_sum(outage.lost_seconds for outage in all_of),
+        "mean_seconds_to_notice": float_sum(noticed) / len(noticed) if noticed else None,
+        "mean_availability": float_sum(shares) / len(shares) if shares else None,
         "workers": workers,
     }

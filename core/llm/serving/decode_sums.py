@@ -176,7 +176,17 @@ class DecodeSums(TokenBooks):
 class FailingEngine(DecodeSums):
     """What an engine does when it fails, and after others have (`servetwin.core.faults`)."""
 
-    __slots__ = ()
+    __slots__ = (
+        "_fruitless",
+        "_resting",
+        "_taken_up",
+        "_untaken",
+        "deciding",
+        "preempted",
+        "regrouped",
+        "stale",
+        "swapped",
+    )
 
     # What `engine.TokenEngine` has besides.
     deciding: bool

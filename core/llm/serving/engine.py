@@ -29,8 +29,7 @@ class TokenEngine(FailingEngine):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_done", "_fruitless", "_recomputed", "_resting", "_taken_up", "_untaken",
-        "deciding",
+        "_done", "_recomputed",
         "fetched",
         "go_on",
         "guard",
@@ -40,13 +39,9 @@ class TokenEngine(FailingEngine):
         "longest",
         "loop",
         "module",
-        "preempted",
-        "regrouped",
         "seen",
         "stage",
-        "stale",
         "swap",
-        "swapped",
         "worker",
     )  # fmt: skip
 
