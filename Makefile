@@ -8,7 +8,7 @@ EXTRAS ?= dev
 # Programs are made into bytecode as they are first imported: pip would do it for all that torch and plotly have.
 PIP     = -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-real lint types imports wheel-test site soak bench figures clean
+.PHONY: demo test test-real lint types imports wheel-test site soak coverage bench figures clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -61,8 +61,11 @@ $(VENV)/.site: $(STAMP)
 site: $(VENV)/.site      ## the documentation site, into build/site; any warning (a dead link, say) is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-soak: $(STAMP)           ## damaged files, ten million requests, drawn worlds: a night or two
+soak: $(STAMP)           ## damaged files, ten million requests, drawn worlds, mutants: a night or two
 	$(BIN)/python tests/soak.py
+
+coverage: $(STAMP)       ## which lines and branches of core, policies, profiles and sim the tests take; at least 95 %
+	$(BIN)/python tests/covered.py
 
 bench: $(STAMP)
 	$(BIN)/python -m servetwin.experiments.bench

@@ -15,6 +15,8 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `installed`                 which packages of the optional extras are there
 `llm`                       all of that for language models; `llm.serving`: their engines
 `isolation`                 keeps a policy to reading what it is shown and to answering
+`files`                     files that a user names
+`processes`                 none computes on, and no folder is left, when the process that started it is killed
 `serving`                   the loop, its workers, and what executors are asked
 `scaling`, `fleets`         autoscalers: what they see and say; the replicas that come and go
 `faults`                    workers that fail, slow down and come back; requests that are sent again

@@ -94,6 +94,7 @@ class JsonLines:
     """Writes records to the file at *path*, which is made anew. Raises `OSError` if that cannot be."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("wb", buffering=0)
         self._waiting: list[Any] = []
         self._serialize = _serializer()
@@ -119,8 +120,12 @@ class JsonLines:
 
     def _write(self, lines: bytes) -> None:
         rest = memoryview(lines)
-        while rest:  # of what a disk has no room for, it may take a part
-            rest = rest[self._file.write(rest) :]
+        try:
+            while rest:  # of what a disk has no room for, it may take a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            error.filename = str(self._path)  # which the system does not say of a file that is open
+            raise
 
     def close(self) -> None:
         """Write what waits, and close the file."""

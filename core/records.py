@@ -196,9 +196,8 @@ class RunFolder(Recorder):
         self.folder = folder
         self.promises: Mapping[str, Promise] = NONE  # of LLM stages that have one, by name
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "meta.json").exists():
-            raise FileExistsError(folder)
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        with (folder / "meta.json").open("x") as file:  # of two runs into one folder, one is refused
+            file.write(json.dumps(meta, indent=2) + "\n")
         self._requests = JsonLines(folder / "requests.jsonl")
         self._batches = JsonLines(folder / "batches.jsonl")
 

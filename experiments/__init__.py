@@ -10,6 +10,7 @@
 `validation`            measured and simulated runs side by side
 `capacity`              how much a system holds
 `bound`                 the most requests that any schedule could meet
+`placement`             cards whose memory several models share
 `splitting`             replicas that are simulated one by one, where nothing goes from one to another
 `sweeps`                points, axes, repeated seeds; a row per point
 `assembly`              from an experiment to something that runs

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.files import plain
 
 COLUMNS = ["module", "batch", "seconds"]
 
@@ -24,7 +25,7 @@ def read_csv(path: Path) -> dict[str, Any]:
     """
     samples: dict[str, dict[int, list[float]]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with plain(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
             if header != COLUMNS:

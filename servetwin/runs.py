@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
 from servetwin.core import ServeTwinError
 from servetwin.core.errors import Stopped
+from servetwin.core.processes import temporary_folders
 
 from . import given
 from .errors import Error, spoken
@@ -97,11 +96,11 @@ def run(
             place = Path(folder).expanduser()
             served = serve(resolved, place, backend=backend, setup=setup, say=say, jobs=jobs, **more)
             return Result(served.summary, resolved.as_dict(), folder=place, real=served.real)
-        place = Path(mkdtemp(prefix="servetwin-"))
+        place = temporary_folders.make()
         with _gone_if_broken(place):
             served = serve(resolved, place, backend=backend, setup=setup, say=say, jobs=jobs, **more)
     result = Result(served.summary, resolved.as_dict(), folder=place, real=served.real)
-    weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)
+    weakref.finalize(result, temporary_folders.remove, place)
     return result
 
 
@@ -120,7 +119,7 @@ def _gone_if_broken(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        temporary_folders.remove(folder)
         if isinstance(error, ServeTwinError | Stopped):
             error.args = tuple(str(arg).replace(f"; what was recorded is in {folder}", "") for arg in error.args)
         raise

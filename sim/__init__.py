@@ -7,15 +7,18 @@
 `faulty_lanes`      lanes of workers and engines that may fail, slow down and stand still
 `measured`          from profiles to simulated time: which measured terms count
 `device_sharing`    workers on one device whose overlap nobody measured: refused, or sharing in time
+`weights`           models that share the memory of a card: which are there, and swaps
+`transports`        how long requests are under way between workers
 `time`              the calendar, what a batch demands, noise
 `llm`               lanes of LLM engines, and the short way of a lone one
 ==================  =====================================================================================
 """
 
 from .batch_lane import Lane, Rate, Rates
-from .executor import Delay, SimExecutor
+from .executor import SimExecutor
 from .time.calendar import Calendar, Timer
 from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
+from .transports import Delay
 
 __all__ = [
     "Calendar",

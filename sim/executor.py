@@ -28,9 +28,8 @@ from .pool_lane import CallTimes, PoolLane
 from .time.calendar import Calendar, Timer
 from .time.out_of_range import Watch
 from .time.timing import Timing
-
-#: How long a request is under way between two queues, in seconds; asked once per request, given its task there.
-Delay = Callable[[Task], float]
+from .transports import Delay
+from .weights import Card, CardMemory, Swap
 
 
 class SimExecutor:
@@ -74,6 +73,18 @@ class SimExecutor:
         #: Whether workers may fail, slow down and stand still (`abort`, `set_slowdown`); to be set before anything
         #: runs.
         self.breaks = False
+        self.swaps: list[Swap] = []  #: of weights, on cards that several models share
+        self._cards: dict[str, Card] = {}  # by the device of each of the models
+
+    def share_card(self, name: str, memory: CardMemory) -> None:
+        """The devices that *memory* has the weights of are models on one card. Before anything runs."""
+        card = Card(self.calendar, name, memory, self.swaps.append)
+        self._cards |= dict.fromkeys(memory.bytes, card)
+
+    @property
+    def cards(self) -> bool:
+        """Whether models share a card."""
+        return bool(self._cards)
 
     def run(self, worker: Worker, batch: Batch, done: Callable[[Batch], None]) -> None:
         self.runner(worker)(batch, done)
@@ -82,7 +93,10 @@ class SimExecutor:
         """What runs the batches of *worker*, given each and whom to call when it is done."""
         run = self._runs.get(worker)
         if run is None:
-            run = self._runs[worker] = self._place(worker)
+            run = self._place(worker)
+            if worker.device in self._cards:
+                run = self._cards[worker.device].gate(worker, run)
+            self._runs[worker] = run
         return run
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
@@ -138,7 +152,7 @@ class SimExecutor:
 
     def undisturbed(self, worker: TokenWorker) -> bool:
         """Whether requests come to that engine without delay, and no other engine slows its steps down."""
-        return not self._delays and worker.name not in self._engines
+        return not self._delays and worker.name not in self._engines and worker.device not in self._cards
 
     def shares(self) -> Iterator[tuple[list[str], float]]:
         """Those that are busy and share a device in time with each other: their names, and their rates together."""
@@ -179,7 +193,7 @@ class SimExecutor:
                 return (FaultyAheadLane if self.breaks else AheadLane)(self.calendar, timing, worker.host).run
             if self.breaks:
                 return FaultyTokenLane(self.calendar, timing).run
-            if self.looks_ahead:
+            if self.looks_ahead and worker.device not in self._cards:
                 lane = self._ahead[worker.name] = LookAheadLane(self.calendar, timing)
                 return lane.run
             return TokenLane(self.calendar, timing).run

@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from servetwin.core import BadInput, Batch, Task, Worker, WorkerView
+from servetwin.core import BadInput, Batch, Worker, WorkerView
 from servetwin.core.arithmetic import float_sum
 from servetwin.core.groups.group_worker import GroupWorker
 from servetwin.core.isolation.code_inspection import own
-from servetwin.core.llm.request import TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.random_streams import stream
 from servetwin.core.serving.pool import Pool
@@ -26,12 +25,11 @@ from servetwin.core.serving.shaped_worker import ShapedView
 from servetwin.profiles import BatchTable, Profile, TokenTable, costs
 from servetwin.profiles.llm.recent_load import recent_load_of
 from servetwin.profiles.llm.schema import KINDS_OF_TABLE
-from servetwin.profiles.tables.cost import Cost
 from servetwin.profiles.tables.cost_names import CostName
 
 from .batch_lane import Rate, Rates
 from .device_sharing import HALF, head, refuse, shares, unmeasured
-from .executor import Delay, SimExecutor
+from .executor import SimExecutor
 from .llm.lane import Later, StepTimes, TokenTiming
 from .llm.shared_lane import KINDS, EngineRates, Kind, RateTable
 from .pool_lane import CallTimes
@@ -40,6 +38,7 @@ from .time.out_of_range import HeldTimes, Reach, Watch
 from .time.reusing_timing import ReusingTiming
 from .time.shaped_timing import ShapedTiming
 from .time.timing import Demand, MeasuredTiming, TableTiming, Timing
+from .transports import Delay, before_engine, together, transports
 
 Estimate = Callable[[str, int], float]
 
@@ -467,9 +466,9 @@ class Clock:
             for source in (None, *workers):
                 found = [self._delay(profile, name) for name in transports(source, target, profile)]
                 if source is None and costs.BEFORE_ENGINE() in profile.costs:
-                    found.append(_before_engine(profile.cost(costs.BEFORE_ENGINE())))
+                    found.append(before_engine(profile.cost(costs.BEFORE_ENGINE())))
                 if found:
-                    delays[source.name if source else None, target.name] = _sum(found)
+                    delays[source.name if source else None, target.name] = together(found)
         return delays
 
     def _delay(self, profile: Profile, name: str) -> Delay:
@@ -479,33 +478,6 @@ class Clock:
             return lambda _: draw()
         seconds = cost.scalar()
         return lambda _: seconds
-
-
-def _sum(delays: Sequence[Delay]) -> Delay:
-    """A delay as long as all of these together."""
-    return delays[0] if len(delays) == 1 else lambda task: float_sum(delay(task) for delay in delays)
-
-
-def _before_engine(cost: Cost) -> Delay:
-    """What a server takes before its engine has a request: by the tokens of its prompt, where the cost is a line."""
-    if cost.line is None:
-        seconds = cost.scalar()
-        return lambda _: seconds
-    constant, each = cost.line.constant, cost.line.per_request
-
-    def delay(task: Task) -> float:
-        assert isinstance(task, TokenTask)  # only engines may have the cost
-        return constant + each * task.prompt
-
-    return delay
-
-
-def transports(source: Worker | None, target: Worker, profile: Profile) -> list[str]:
-    """The costs that make up the way from *source* (None: the client) to *target*, whose device's is *profile*."""
-    names = [costs.TRANSPORT("client" if source is None else source.stage.modules[-1], target.stage.modules[0])]
-    if source is not None and source.device != target.device:
-        names.append(costs.BETWEEN_DEVICES())
-    return [name for name in names if name in profile.costs]
 
 
 def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Callable[[], float] | None:

@@ -9,9 +9,9 @@ from engines import Linear, Log, play_out, view_of
 from servetwin.core import Recorder, ServingLoop
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.llm import EngineLimits, TokenPolicy, TokenRequest
-from servetwin.core.llm.request import HandedTask
+from servetwin.core.llm.request import Handed
 from servetwin.core.llm.serving.handover import Handover, KVTransfer
-from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.routing import Router
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.policies.routing.least_loaded import LeastLoaded
@@ -26,6 +26,7 @@ class Pool:
     policies: Sequence[TokenPolicy]
     times: Linear = field(default_factory=Linear)
     limits: dict = field(default_factory=dict)
+    ahead: bool = False  # whether its engines decide a step while the one before it runs
 
 
 @dataclass
@@ -34,9 +35,9 @@ class Apart:
     log: Recorder
     sent: list[TokenRequest]
 
-    def visit(self, number: int) -> HandedTask:
+    def visit(self, number: int) -> Handed:
         (task,) = self.sent[number].tasks
-        assert isinstance(task, HandedTask)
+        assert isinstance(task, Handed)
         return task
 
 
@@ -61,7 +62,8 @@ def serve_apart(
             view = view_of(pool.times, EngineLimits(**{"blocks": 1000, **pool.limits}), slo)
             stage = view.stage = stage or view.stage
             view.name = f"{role}{number}"
-            workers.append(TokenWorker(stage, policy, view, device=view.name, role=role))
+            host = Host(pool.times.between, 0.0, ahead=True) if pool.ahead else None
+            workers.append(TokenWorker(stage, policy, view, device=view.name, host=host, role=role))
             times[view.name] = pool.times
     prefills = [w for w in workers if w.role == "prefill"]
     decodes = [w for w in workers if w.role == "decode"]

@@ -5,10 +5,12 @@
     python tests/soak.py --requests 1000000 --only memory
     python tests/soak.py --worlds 20000 --only worlds
     python tests/soak.py --faults 10000 --only faults
+    python tests/soak.py --mutants 300 --only mutants
 
 A damaged file must end in one line with exit code 2, or in an answer; a run's memory must not grow with its requests
-beyond what it says of each; no world may break an invariant. What fails is told with what makes it again, and the
-exit code is then 1. The figures are printed as they come, and go into docs/explanation/reliability.md.
+beyond what it says of each; no world may break an invariant; of small changes in the code the tests must notice 85 %.
+What fails is told with what makes it again, and the exit code is then 1. The figures are printed as they come, and go
+into docs/explanation/reliability.md.
 """
 
 from __future__ import annotations
@@ -284,14 +286,22 @@ def try_faults(count: int, seed: int) -> int:
     return 0
 
 
+def try_mutants(count: int, seed: int) -> int:
+    """Change the code *count* times, one change at a time (``tests/mutants.py``); gives 1 if too few are noticed."""
+    command = [sys.executable, str(HERE / "mutants.py"), "--count", str(count), "--seed", str(seed)]
+    code = subprocess.run(command, check=False).returncode
+    return 1 if code else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged files of each kind")
     parser.add_argument("--requests", type=int, default=10_000_000, help="in each way of serving")
     parser.add_argument("--worlds", type=int, default=100_000)
     parser.add_argument("--faults", type=int, default=20_000, help="worlds in which workers fail")
+    parser.add_argument("--mutants", type=int, default=1000, help="changes in the code that the tests are to notice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults"])
+    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -302,6 +312,7 @@ def main() -> int:
         "worlds": lambda: try_worlds(given.worlds, given.seed),
         "faults": lambda: try_faults(given.faults, given.seed),
         "memory": lambda: try_memory(given.requests),
+        "mutants": lambda: try_mutants(given.mutants, given.seed),
     }
     failed = sum(trial() for name, trial in trials.items() if given.only in (None, name))
     say(f"{failed} failed" if failed else "nothing failed")

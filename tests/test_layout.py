@@ -27,6 +27,10 @@ OF_OTHERS = {
     ("real/diffusion/process_lane.py", "_exit"): "os._exit, documented for processes that were forked",
     ("real/vllm/internals.py", "_preempt_request"): "the method of vLLM's scheduler that its own schedule() calls",
     ("experiments/provenance/policy_code.py", "_getframe"): "sys._getframe, documented: who defined a class",
+    (
+        "core/processes/temporary_folders.py",
+        "_config",
+    ): "where multiprocessing has its folder: there is no other name",
     ("core/invariants/watchdog.py", "_getframe"): "sys._getframe, documented: where a run is watched from",
     ("core/invariants/watchdog.py", "_current_frames"): "sys._current_frames, documented: where each thread stands",
     ("real/vllm/watchdog.py", "_current_frames"): "likewise",

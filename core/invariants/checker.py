@@ -279,7 +279,7 @@ class InvariantChecker(Recorder):
             raise broken(
                 2, f"{request} finished at {request.finished!r}, its last stage at {last!r}, told at {now!r}"
             )
-        missing = set(self.loop.serving if self.loop else ()) - {task.stage.name for task in request.tasks}
+        missing = (self.loop.way_of(request) if self.loop else set()) - {task.stage.name for task in request.tasks}
         if missing and not self.jumps:
             raise broken(7, f"{request} never passed {', '.join(sorted(missing))}")
 

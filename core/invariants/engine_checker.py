@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import broken
 from ..llm.batch import TokenBatch
 from ..llm.policy import All, Step, TokenView
-from ..llm.request import HandedTask, TokenTask
+from ..llm.request import Handed, TokenTask
 from ..request import Outcome, Outputs, Task
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class EngineCheck:
         if counts != (view.decoding, view.context):
             raise broken(6, f"{view.name} counts {(view.decoding, view.context)} decoding and context, not {counts}")
         for task in view.running:
-            if task.generated != self.tokens.get(task, 0):
+            if self.generated(task) != self.tokens.get(task, 0):
                 raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
 
     def cut_off(self, batch: TokenBatch) -> None:
@@ -117,9 +117,17 @@ class EngineCheck:
             raise broken(15, f"{task} takes up a visit of which {tokens} tokens were sent, and all KV is lost")
         self.tokens[task] = tokens
 
+    def generated(self, task: TokenTask) -> int:
+        """What *task*, which runs, says that it has generated."""
+        return task.generated
+
     def _held(self) -> int:
         """Blocks of those who run."""
         return sum(self.view.blocks_for(task.computed) for task in self.view.running)
+
+    def _others(self) -> Iterable[TokenTask]:
+        """Those who hold blocks and do not run."""
+        return ()
 
     def _aside(self) -> int:
         """Blocks that are held by others than those who run."""
@@ -133,7 +141,7 @@ class EngineCheck:
         if tables is None or cache is None:
             return 0
         users = Counter(block for table in tables.values() for block in table)
-        if tables.keys() != set(self.view.running):
+        if tables.keys() != {*self.view.running, *self._others()}:
             raise broken(6, f"{self.view.name} holds blocks of others than those who run")
         line = [*cache.line]
         if any(block.refs for block in line) or any(block.refs != count for block, count in users.items()):
@@ -280,9 +288,12 @@ class PrefillCheck(EngineCheck):
         if self.worker.handover.transfer.first_token == "decode":
             self.before = dict.fromkeys(self.before, 0)
 
-    def _aside(self) -> int:
+    def _others(self) -> Iterable[TokenTask]:
         engine: PrefillEngine = self.worker.engine  # type: ignore[assignment]
-        return sum(self.view.blocks_for(task.prompt) for task in engine.kept)
+        return engine.kept
+
+    def _aside(self) -> int:
+        return sum(self.view.blocks_for(task.prompt) for task in self._others())
 
 
 class DecodeCheck(EngineCheck):
@@ -298,7 +309,7 @@ class DecodeCheck(EngineCheck):
             if not task.preemptions:
                 raise broken(7, f"{batch} computes the prompt of {task}, which was computed elsewhere")
         for task in self.chosen:
-            if isinstance(task, HandedTask) and (task.handed is None or task.handed > batch.start):
+            if isinstance(task, Handed) and (task.handed is None or task.handed > batch.start):
                 raise broken(2, f"{task} decodes at {batch.start!r}, and its KV came at {task.handed!r}")
 
     def settled(self) -> None:
@@ -307,13 +318,63 @@ class DecodeCheck(EngineCheck):
         if here > most or self.view.max_sequences != most - len(self.worker.coming):
             raise broken(4, f"{here} requests run on {self.view.name}, or are sent there; the limit is {most}")
 
-    def _aside(self) -> int:
+    def _others(self) -> Iterable[TokenTask]:
         coming: Iterable[TokenTask] = self.worker.coming  # type: ignore[assignment]
-        return sum(self.view.blocks_for(task.computed) for task in coming)
+        return coming
+
+    def _aside(self) -> int:
+        return sum(self.view.blocks_for(task.prompt) for task in self._others())
 
     def ended(self, task: TokenTask) -> None:
         super().ended(task)
-        assert isinstance(task, HandedTask)
+        assert isinstance(task, Handed)
         way = [at for at in (task.started, task.prefilled, task.sent, task.handed, task.finished) if at is not None]
         if way != sorted(way) or task.prefilled is None or (task.finished is not None and task.handed is None):
             raise broken(2, f"{task} was handed over at {way}")
+
+
+class _ApartAhead(AheadCheck):
+    """Of both, where steps are decided ahead: what is in flight of one who is preempted is lost."""
+
+    def started(self, batch: TokenBatch) -> None:
+        for task in batch.preempted:
+            for flight in self.flights:
+                if task in flight and self.drops(task):
+                    flight.discard(task)
+                    self.tokens[task] -= 1
+        super().started(batch)
+
+    def stopped(self, batch: TokenBatch) -> None:
+        for task in self.flights[0]:
+            if task in self.view.waiting and self.drops(task):  # preempted, and nothing has begun since
+                self.tokens[task] -= 1
+        super().stopped(batch)
+
+    def drops(self, task: TokenTask) -> bool:
+        """Whether *task* loses what is in flight of it, if it is preempted."""
+        return True
+
+
+class PrefillAheadCheck(_ApartAhead, PrefillCheck):
+    """`PrefillCheck` of an engine that decides ahead."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs], tokens: dict[TokenTask, int]) -> None:
+        PrefillCheck.__init__(self, worker, asked, tokens)
+        self.flights = []
+
+    def generated(self, task: TokenTask) -> int:
+        assert self.worker.handover is not None
+        # Where the first token comes from elsewhere the one in flight here is thrown away.
+        return 0 if self.worker.handover.transfer.first_token == "decode" else task.generated
+
+
+class DecodeAheadCheck(_ApartAhead, DecodeCheck):
+    """`DecodeCheck` of an engine that decides ahead."""
+
+    def __init__(self, worker: TokenWorker, asked: Mapping[int, Outputs], tokens: dict[TokenTask, int]) -> None:
+        DecodeCheck.__init__(self, worker, asked, tokens)
+        self.flights = []
+
+    def drops(self, task: TokenTask) -> bool:
+        needed = self.view.blocks_for(task.prompt + self.tokens[task])
+        return needed <= self.view.blocks - self.view.watermark and not self.view.limits.headroom

@@ -18,7 +18,16 @@ from ..request import Task
 from ..serving.executor import Executor, Handle
 from ..serving.pool import ManyInFlight, Pool
 from ..serving.worker import Worker
-from .engine_checker import AheadCheck, DecodeCheck, EngineCheck, PipelineCheck, PrefillCheck, SpeculativeCheck
+from .engine_checker import (
+    AheadCheck,
+    DecodeAheadCheck,
+    DecodeCheck,
+    EngineCheck,
+    PipelineCheck,
+    PrefillAheadCheck,
+    PrefillCheck,
+    SpeculativeCheck,
+)
 
 
 def asked_of(task: Task) -> int:
@@ -228,7 +237,8 @@ class WatchedEngine(WatchedWorker):
         if stages > 1:
             self.check = PipelineCheck(worker, checker.asked)
         if worker.role != "both":
-            kind = PrefillCheck if worker.role == "prefill" else DecodeCheck
+            kinds = (PrefillAheadCheck, DecodeAheadCheck) if ahead else (PrefillCheck, DecodeCheck)
+            kind = kinds[worker.role == "decode"]
             self.check = kind(worker, checker.asked, checker.tokens)
         self.steps: list[Batch] = []
 
@@ -294,7 +304,9 @@ class WatchedPolicy(PolicyBase):
     def __init__(self, inner: Any, watched: WatchedWorker) -> None:
         self.inner = inner
         self.watched = watched
-        self.ahead = inner.ahead
+        for name in ("ahead", "chunks", "tokens_a_step"):  # by which an engine goes
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
 
     def start(self, view: WorkerView) -> None:
         self.inner.start(view)

@@ -28,9 +28,8 @@ HARMLESS = frozenset((
     "_operator", "_random", "abc", "array", "bisect", "builtins", "collections", "collections.abc", "dataclasses",
     "decimal", "enum", "fractions", "functools", "heapq", "itertools", "math", "numbers", "numpy", "numpy.linalg",
     "numpy.random", "numpy.typing", "random", "statistics", "sys", "time", "typing", "servetwin", "servetwin.core",
-    "servetwin.core.errors", "servetwin.core.parameters", "servetwin.core.pipeline", "servetwin.core.request",
-    "servetwin.core.policy",
-    "servetwin.core.slo", "servetwin.core.llm",
+    "servetwin.core.arithmetic", "servetwin.core.errors", "servetwin.core.parameters", "servetwin.core.pipeline",
+    "servetwin.core.request", "servetwin.core.policy", "servetwin.core.slo", "servetwin.core.llm",
     "servetwin.core.llm.limits", "servetwin.core.llm.orders", "servetwin.core.llm.policy",
     "servetwin.core.llm.request", "servetwin.core.llm.slo",
 ))  # fmt: skip

@@ -22,7 +22,7 @@ from ..metrics import Summary, quantiles
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
-from .request import AdapterTask, CachingTask, HandedTask, TokenTask
+from .request import AdapterTask, CachingTask, Handed, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .speculation import SpeculativeTask
 from .token_gaps import Gaps
@@ -90,6 +90,7 @@ class StageTokens:
         self.cache_queries = self.cache_hits = self.cache_hits_again = 0
         self.handed = 0  # whose KV went from one engine to another; how long it waited for that, and was on its way
         self.handing_wait = self.handing = 0.0
+        self.handed_prompts = self.handed_found = 0  # tokens, of those sent to an engine with a prefix cache
         self.adapters, self.adapter_loads = False, 0
         self.host_hits = 0  # of the tokens found in a prefix cache those that were in host memory alone
         self.verified = self.drafted = self.accepted = 0  # steps that drafted, and tokens
@@ -110,12 +111,15 @@ class StageTokens:
                 self.cache_hits += task.cached_tokens
                 self.cache_hits_again += task.cached_again
                 self.host_hits += task.cached_on_host
-        elif type(task) is HandedTask and task.handed is not None:
+        if isinstance(task, Handed) and task.handed is not None:
             assert task.prefilled is not None
             assert task.sent is not None
             self.handed += 1
             self.handing_wait += task.sent - task.prefilled
             self.handing += task.handed - task.sent
+            if task.found is not None:
+                self.handed_prompts += task.prompt
+                self.handed_found += task.found
         if isinstance(task, AdapterTask):
             self.adapters = True
             self.adapter_loads += task.adapter_loads
@@ -249,6 +253,9 @@ class StageTokens:
             out["handovers"] = self.handed
             out["mean_handover_wait_ms"] = self.handing_wait / self.handed * 1000.0
             out["mean_handover_ms"] = self.handing / self.handed * 1000.0
+            if self.handed_prompts:
+                out["handover_hits"] = self.handed_found
+                out["handover_hit_rate"] = self.handed_found / self.handed_prompts
         if self.adapters:
             out["adapter_loads"] = self.adapter_loads
         if self.verified:

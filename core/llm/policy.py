@@ -298,13 +298,14 @@ class TokenView(WorkerView):
             assert isinstance(task, CachingTask)
             idle: Sequence[Block] = ()
             runs = task in running
-            computed = task.base_computed if runs else trial.found(task)
+            found = task.base_computed if runs else trial.found(task)
+            computed = max(found, task.base_computed)  # more where its KV stands at the engine that prefilled it
             pending = task.prompt + task.base_generated - computed
             count = pending if asked is None else min(asked, pending)
             if asked is None and chunked:
                 count = min(count, tokens)
             tokens -= count
-            held = -(-(computed + ahead) // size) if runs else computed // size
+            held = -(-(computed + ahead) // size) if runs else found // size
             more = 0 if runs else self.padding(pending, decode, len(taken) > admitted)
             tokens -= more
             if tokens < 0:
@@ -313,13 +314,13 @@ class TokenView(WorkerView):
             if not runs:
                 admitted += 1
                 sequences -= 1
-                keys = self.cache.keys(task, computed // size)
+                keys = self.cache.keys(task, found // size)
                 idle, away = trial.idle(keys), trial.away(keys)
                 most = max(new, -(-(computed + pending) // size) - held) if self.whole_prompt else new
                 new, most = new + away, most + away
                 if sequences < 0 or trial.free - most - len(idle) < self.watermark:
                     break
-            trial.admit(task, idle, computed // size, new, computed + count)
+            trial.admit(task, idle, found // size, new, found + count if computed == found else 0)
             taken.append((task, count))
         return taken
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from ..pipeline import Stage
@@ -349,31 +349,60 @@ class AdapterTask(CachingTask):
         return {**super().details(tokens), "adapter": self.adapter, "adapter_loads": self.adapter_loads}
 
 
-class HandedTask(TokenTask):
+class Handed(TokenTask):
     """A visit that begins at an engine that prefills and goes on at one that decodes
     (`servetwin.core.llm.serving.pools`).
 
     *worker* is where it is by now, *prefilled_by* who computed its prompt, *prefilled* when that stood, *sent* when
-    its KV began to be sent, *handed* when it had come; each None before that.
+    its KV began to be sent, *handed* when it had come; each None before that. *found* are the tokens that the engine
+    that decodes found in its own prefix cache, which were not sent (None: it has no cache).
     """
 
-    __slots__ = ("handed", "prefilled", "prefilled_by", "sent")
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those who are of this kind have them
 
-    def __init__(
-        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
-    ) -> None:
-        super().__init__(request, stage, queued, worker, prompt, limit)
-        self.prefilled_by: Place | None = None
-        self.prefilled: float | None = None
-        self.sent: float | None = None
-        self.handed: float | None = None
+    prefilled_by: Place | None
+    prefilled: float | None
+    sent: float | None
+    handed: float | None
+    found: int | None
+
+    def not_handed(self) -> None:
+        """Nothing is known of its way yet."""
+        self.prefilled_by = self.prefilled = self.sent = self.handed = self.found = None
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         said = super().details(tokens)
         if self.prefilled_by is not None:
             by, at = self.prefilled_by.name, self.prefilled
             said["handover"] = {"from": by, "prefilled": at, "sent": self.sent, "handed": self.handed}
+            if self.found is not None:
+                said["handover"]["found"] = self.found
         return said
+
+
+class HandedTask(Handed, CachingTask):
+    """A visit to engines that prefill and decode apart, which may have no prefix cache (see `Handed`)."""
+
+    __slots__ = ("found", "handed", "prefilled", "prefilled_by", "sent")
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
+    ) -> None:
+        super().__init__(request, stage, queued, worker, prompt, limit)
+        self.not_handed()
+
+
+class HandedAdapterTask(Handed, AdapterTask):
+    """Likewise, with adapters."""
+
+    __slots__ = ("found", "handed", "prefilled", "prefilled_by", "sent")
+
+    def __init__(
+        self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
+    ) -> None:
+        super().__init__(request, stage, queued, worker, prompt, limit)
+        self.not_handed()
 
 
 def prompt_of(request: Request, stage: Stage) -> tuple[int, PromptContent | None]:
@@ -384,7 +413,8 @@ def prompt_of(request: Request, stage: Stage) -> tuple[int, PromptContent | None
         return 0, None
     tokens: Any = request.tokens[module]
     if isinstance(tokens, list):
-        visit = sum([task.stage is stage for task in request.tasks])
+        # (Where one engine prefilled and another is to decode, it is there already.)
+        visit = sum([task.stage is stage and task.finished is not None for task in request.tasks])
         tokens = tokens[min(visit, len(tokens) - 1)]
     prompt = tokens[0] if isinstance(tokens[0], int) else tokens[0].tokens(request)
     return prompt, request.prefix.get(module) if request.prefix is not None else None

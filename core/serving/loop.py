@@ -9,7 +9,7 @@ It is the graph of stages. What happens at a stage, from a task's coming to its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ class ServingLoop:
     stages. *handovers* send visits on from some workers of a stage to others that take no requests themselves.
     *together* off: an idle worker begins with the first of several requests that come at one instant, as
     all did before 0.2; for repeating runs that were served so. *fleet*: the workers of a stage are not always there.
+    *entering*: by class, the modules that its requests begin with, if not with all that the pipeline begins with.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ServingLoop:
         together: bool = True,
         handovers: Sequence[Handing] = (),
         fleet: Scaling | None = None,
+        entering: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.executor = executor
         self.together = together
@@ -103,6 +105,7 @@ class ServingLoop:
             if not self.serving[stage.name]:
                 raise BadInput(f"no worker serves stage {stage.name}", right="a worker for each stage")
         self.entries = [s for s in stages if s.inputs == 0]
+        self.entering = self._entering(entering or {})
         # A request is in one place at a time, unless the graph forks: then it is counted in how many.
         self.forks = len(self.entries) > 1 or any(len(s.next) > 1 for s in stages)
         self.fleet = fleet
@@ -131,6 +134,21 @@ class ServingLoop:
         if fleet is not None:
             fleet.attach(self)
 
+    def _entering(self, by_class: Mapping[str, Sequence[str]]) -> dict[str, list[Stage]]:
+        """By class, the stages at which its requests enter, given the modules; those of others enter everywhere."""
+        return {name: [s for s in self.entries if s.modules[0] in modules] for name, modules in by_class.items()}
+
+    def way_of(self, request: Request) -> set[str]:
+        """The names of the stages that *request* passes, as far as no branch skips one."""
+        found: set[str] = set()
+        coming = [*self.entering.get(request.class_name, self.entries)]
+        while coming:
+            stage = coming.pop()
+            if stage.name not in found:
+                found.add(stage.name)
+                coming += stage.next
+        return found
+
     # -- events -----------------------------------------------------------------------------------------
 
     def arrive(self, request: Request) -> None:
@@ -151,9 +169,10 @@ class ServingLoop:
         if request.outputs is not None:
             self._outputs[request.id] = request.outputs
             request.outputs = None  # from here on nobody sees them
+        entries = self.entering.get(request.class_name, self.entries) if self.entering else self.entries
         if self.forks:
-            request.open_branches = len(self.entries)
-        for stage in self.entries:
+            request.open_branches = len(entries)
+        for stage in entries:
             self.forward(request, stage, None)
         if self.fleet is not None:
             self.fleet.arrived(request)

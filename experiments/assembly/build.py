@@ -36,6 +36,7 @@ from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.sessions import Session, SessionClient
 from servetwin.core.slo import ClassSLO
 
+from ..placement import cards
 from ..provenance.file_digests import code_digest
 from ..provenance.policy_code import as_loaded, load_again
 from ..registry import autoscaler_registry, policy_registry, router_registry
@@ -117,6 +118,10 @@ class Run:
             if isinstance(self.recorder, RunFolder):
                 lines = [json.dumps(line) for line in fleet.lines()]
                 (self.recorder.folder / f"{fleet.called}.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+        if self.executor.cards:
+            summary.input["placement"] = cards.told(self.executor.swaps)
+            if isinstance(self.recorder, RunFolder):
+                cards.write(self.executor.swaps, self.recorder.folder)
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
@@ -177,8 +182,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     if experiment.deployment.repeated:
         experiment = expanded(experiment)
     profiles = load_profiles(experiment)
-    pipeline = make_pipeline(experiment.pipeline, experiment.name)
-    stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in experiment.deployment.workers)))
+    pipeline, plan = make_pipeline(experiment.pipeline, experiment.name), experiment.deployment
+    stages = pipeline.stages(list(dict.fromkeys(tuple(w.modules) for w in plan.workers)))
     if experiment.workload.shaped:
         check_sizes(shapes_of(experiment), profiles)
     slo = make_slo(experiment, profiles)
@@ -201,8 +206,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["trace"]["other_images"] = other
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
     acts = any(module.actions for module in experiment.pipeline.modules.values())
-    states = optional or acts or experiment.deployment.handover is not None
-    states = states or experiment.deployment.autoscaler is not None or experiment.deployment.faults is not None
+    stating = (plan.handover, plan.autoscaler, plan.cards, plan.faults)
+    states = optional or acts or any(x is not None for x in stating)
     if said := [*not_measured(profiles.values()), *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
@@ -228,7 +233,9 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         )
 
     executor = computing(workers)
-    executor.breaks = experiment.deployment.faults is not None
+    executor.breaks = plan.faults is not None
+    if plan.cards is not None:
+        cards.share(experiment, profiles, workers, executor)
 
     def remake() -> tuple[list[Worker], SimExecutor]:
         others = make_workers(experiment, stages, profiles, slo)
@@ -237,9 +244,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         wired = wiring(experiment, stages, workers, profiles, replicas)
         loop = ServingLoop(stages, workers, executor, recorder, **wired)
-    meter = None
-    if experiment.deployment.prices is not None:
-        meter = Meter(workers)
+    meter = Meter(workers) if plan.prices is not None else None
+    if meter is not None:
         loop.hear_batch = meter.hearing(loop.hear_batch)
     if not load.in_turns:
         source = requests(experiment, slo.seconds, trace, contexts=limits)

@@ -45,7 +45,16 @@ def _starting(spec: StartSpec, seed: int) -> Callable[[int], float]:
 
 
 def refuse(experiment: Experiment, who: str, right: str) -> None:
-    """Raise `BadInput` if replicas of *experiment* come and go, or devices fail, which *who* does not know."""
+    """Raise `BadInput` if replicas of *experiment* come and go, or devices fail, or models share a card, or classes
+    enter single modules, which *who* does not know; *right* is for the first."""
+    if experiment.deployment.cards is not None:
+        what = f"{who} knows no cards that several models share"
+        raise BadInput(what, where="deployment.cards", right=right.replace("no autoscaler", "no cards"))
+    for name, own in experiment.workload.classes.items():
+        if own.enters is not None:
+            where = f"workload.classes.{name}.enters"
+            what = f"{who} knows no classes that enter single modules"
+            raise BadInput(what, where=where, right=right.replace("no autoscaler", "no key enters"))
     if experiment.deployment.autoscaler is not None:
         what = f"{who} knows no replicas that come and go"
         raise BadInput(what, where="deployment.autoscaler", right=right)

@@ -164,9 +164,13 @@ def check_engine(
     if limits.preemption == "swap" and experiment.time.costs and SWAP() not in profile.costs:
         what = f"{profile.name} does not say how long KV blocks take to the host and back (its cost kv.swap)"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or time.costs: false")
-    if settings.asynchronous and spec.role is not None:
-        what = "engines whose prefill and decode are apart decide a step when the one before is over"
-        raise BadInput(what, where="deployment.workers: engine.asynchronous", right="asynchronous: false")
+    handover = experiment.deployment.handover
+    if settings.asynchronous and spec.role == "prefill" and handover is not None and not handover.overlap:
+        what = (
+            "with asynchronous scheduling the next step is decided before the last is over, so nothing stands still"
+        )
+        right = "overlap: true, or engine: {asynchronous: false} at the workers that prefill"
+        raise BadInput(what, where="deployment.handover.overlap", right=right)
     if settings.asynchronous and limits.preemption == "swap":
         what = "with asynchronous scheduling nothing is swapped"
         raise BadInput(what, where="deployment.workers: engine.preemption", right="recompute, or asynchronous: false")

@@ -92,21 +92,20 @@ def wiring(
     stale = dict(routers.values())
     handovers = make_handovers(experiment, workers, profiles, *between) if plan.handover is not None else []
     entries = [worker for worker in workers if worker.takes_requests]
+    fleet: Scaling | None = None
+    if plan.faults is not None:
+        fleet = make_faults(plan.faults, workers, experiment.seed)
+    elif plan.autoscaler is not None:
+        fleet = make_fleet(plan.autoscaler, workers, replicas, experiment.seed)
+    entering = {name: own.enters for name, own in experiment.workload.classes.items() if own.enters is not None}
     return {
         **({"handovers": handovers} if handovers else {}),
+        **({"entering": entering} if entering else {}),
         "router": Dispatcher(entries, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,
-        "fleet": _comes_and_goes(experiment, workers, replicas),
+        "fleet": fleet,
     }
-
-
-def _comes_and_goes(experiment: Experiment, workers: Sequence[Worker], replicas: int) -> Scaling | None:
-    """What lets *workers* come and go, if anything does."""
-    plan = experiment.deployment
-    if plan.faults is not None:
-        return make_faults(plan.faults, workers, experiment.seed)
-    return make_fleet(plan.autoscaler, workers, replicas, experiment.seed) if plan.autoscaler else None
 
 
 # -- tools ------------------------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def make_pool(
 
 def real_tools(experiment: Experiment) -> dict[str, ScriptTool]:
     """What each pool runs for real, by the pool's name. Raises `BadInput` where nothing is said of that."""
-    from servetwin.real.tools.sandbox import Limits, confinement
+    from servetwin.real.tools.sandbox import REQUIRED, Limits, confinement
     from servetwin.real.tools.script_tool import ScriptTool
 
     tools = {}
@@ -160,7 +159,7 @@ def real_tools(experiment: Experiment) -> dict[str, ScriptTool]:
             raise BadInput(
                 "a real run needs to know what this tool runs", where=f"deployment.workers.{i}", right=right
             )
-        missing = {"no_network", "writes_confined"} - set(confinement()) if scripts.strict else ()
+        missing = set(REQUIRED) - set(confinement()) if scripts.strict else ()
         if missing:
             what = f"this system does not confine scripts: {', '.join(sorted(missing))}"
             raise BadInput(what, where=f"deployment.workers.{i}.scripts", right="strict: false, if you know them")

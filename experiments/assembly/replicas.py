@@ -8,6 +8,7 @@ and device, each with a name. Experiments stay as short as they were written; wh
 from __future__ import annotations
 
 from ..spec.experiment import Deployment, Experiment
+from ..spec.keys.memory import CardSpec
 from ..spec.keys.prices import Price
 
 
@@ -19,12 +20,15 @@ def expanded(experiment: Experiment) -> Experiment:
     names = [w.name or "+".join(w.modules) for w in plan.workers]
     devices: dict[str, str] = {}
     prices: dict[str, Price] = {}
+    cards: dict[str, CardSpec] = {}
     workers = []
     taken: set[str] = set()
     for copy in range(1, plan.replicas + 1):
         here = {d: d if copy == 1 else f"{d}.{copy}" for d in plan.devices}
         devices |= {here[d]: profile for d, profile in plan.devices.items()}
         prices |= {here[d]: price for d, price in (plan.prices or {}).items()}
+        for card, said in (plan.cards or {}).items():
+            cards[card if copy == 1 else f"{card}.{copy}"] = said.renamed(here)
         for worker, base in zip(plan.workers, names, strict=True):
             device = here[worker.device] if worker.device is not None else None
             name = _free(base, device or f"cpu.{copy}", taken)
@@ -41,6 +45,7 @@ def expanded(experiment: Experiment) -> Experiment:
         prices=prices if plan.prices is not None else None,
         autoscaler=plan.autoscaler,
         faults=plan.faults,
+        cards=cards if plan.cards is not None else None,
     )
     return experiment.model_copy(update={"deployment": whole})
 

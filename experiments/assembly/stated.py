@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..placement import cards
 from ..spec.experiment import Experiment
 from ..spec.shapes import StepActionsSpec
 from . import engine_options, fleets, handovers
@@ -12,6 +13,7 @@ def stands_on(experiment: Experiment) -> list[str]:
     engines, of starts of replicas, of what policies may do with steps."""
     found = [*handovers.stands_on(experiment), *engine_options.stands_on(experiment)]
     found += fleets.faults_stand_on(experiment.deployment.faults)
+    found += cards.stands_on(experiment)
     scaler = experiment.deployment.autoscaler
     if scaler is not None:
         phases = ", ".join(f"{name.replace('_', '-')} {seconds:g} s" for name, seconds in scaler.start.phases.items())

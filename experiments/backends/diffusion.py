@@ -251,7 +251,7 @@ class Plan:
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"
             key = "sessions" if experiment.workload.sessions is not None else "arrivals"
-            right = "simulation, one vLLM engine (--backend vllm), or one server (--url)"
+            right = "simulation, one vLLM engine (--backend vllm), or servers (--url)"
             raise BadInput(what, where=f"{experiment.name}: workload.{key}", right=right)
         # The client is a real one here, with a lateness of its own.
         prompt = experiment.system.model_copy(update={"client_delay": 0.0, "client_stretch": 0.0})

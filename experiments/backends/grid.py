@@ -7,12 +7,14 @@ refused, for it would lie among the others as if it were a repeat of them.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servetwin.core import BadInput, ServeTwinError
+from servetwin.core.processes.one_at_a_time import open_alone
 
 from ..spec.experiment import Experiment
 from ..spec.loading import load_profiles
@@ -76,6 +78,24 @@ def serve(
     if folder.is_file():
         raise BadInput("this is a file", where=str(folder), right="a folder for run folders")
     tables.make_folder(folder)
+    # Another sweep would take its folders' names, and count runs of this one that are under way for broken ones.
+    held = open_alone(folder, "serving a sweep into this folder", folder)
+    try:
+        return _serve(every, repeats, folder, backend, progress, broken, as_they_are)
+    finally:
+        os.close(held)
+
+
+def _serve(
+    every: Sequence[Experiment],
+    repeats: int,
+    folder: Path,
+    backend: Serving,
+    progress: Progress | None,
+    broken: Callable[[str], None] | None,
+    as_they_are: bool,
+) -> int:
+    """`serve` of experiments that have been checked, in a *folder* that is there."""
     # Round by round, so that repeats of a point lie apart in time.
     wanted = [e for _ in range(repeats) for e in every]
     order = list(dict.fromkeys(backend.kept_for(e) for e in every))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -99,7 +98,7 @@ def measure(
         shapes=shapes,
         reuse=reuse,
     )
-    write_whole(out, lambda path: write_profile(content, path))
+    tables.write_whole(out, lambda path: write_profile(content, path))
     return load(str(out))
 
 
@@ -133,7 +132,7 @@ def _measure_language_model(
         progress=progress,
     )
     tables.make_folder(out.parent)
-    write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
+    tables.write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
     return load(str(out))
 
 
@@ -168,18 +167,6 @@ def check_target(out: Path, name: str | None) -> None:
         raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
     if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*", name):
         raise BadInput(f"{name!r} is no name", where="--name", right="lower-case letters, digits and . _ - /")
-
-
-def write_whole(out: Path, write: Callable[[Path], object]) -> None:
-    """Let *write* make *out*, whole or not at all."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        write(partial)
-        partial.replace(out)
-    except OSError as error:
-        raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _maker(policy: str) -> Callable[[], Policy]:

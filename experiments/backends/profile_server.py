@@ -25,7 +25,7 @@ from ..assembly.build import build
 from ..spec.loading import load as experiment_of
 from ..sweeps import tables
 from ..validation.replay.external import Ends
-from .profile import Progress, check_target, write_whole
+from .profile import Progress, check_target
 
 #: Prompts that are sent, in tokens: as many of these as the engine computes in one step.
 LENGTHS = (16, 64, 256, 512, 1024, 2048, 4096, 8192)
@@ -102,7 +102,7 @@ def measure_server(
     content = _with_cost(known, name, (constant, each), len(asked), text)
     written = text_of(content, shlex.join(["servetwin", *sys.argv[1:]]))
     tables.make_folder(out.parent)
-    write_whole(out, lambda path: path.write_text(written, encoding="utf-8"))
+    tables.write_text(out, written)
     return Found(load(str(out)), constant, each, points)
 
 

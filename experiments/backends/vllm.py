@@ -18,6 +18,7 @@ from servetwin.core import BadInput, Recorder, Request, Summary, Worker
 from servetwin.core.installed import not_installed
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.profiles.llm.launch_times import over_profile
 
 from ..assembly import build
 from ..assembly.llm_workers import prepare
@@ -51,11 +52,12 @@ class VllmReport:
     schedule_ms: dict[str, float]
     intake_ms: dict[str, float]
     moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
+    host: dict[str, Any] | None = None  #: how fast its host was, beside the profile (`_host`)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``real.json``."""
-        found = {k: v for k, v in vars(self).items() if k not in ("summary", "moves")}
-        return found if self.moves is None else {**found, "moves": self.moves}
+        found = {k: v for k, v in vars(self).items() if k not in ("summary", "moves", "host")}
+        return found | {k: v for k, v in (("moves", self.moves), ("host", self.host)) if v is not None}
 
 
 class VllmBackend:
@@ -102,13 +104,13 @@ class VllmBackend:
 
         say = say or (lambda _: None)
         urls = [url] if isinstance(url, str) else list(url)
-        plan = Plan(experiment, diffusion=False, in_turns=len(urls) == 1)
-        sender: SessionSender | None = None
+        plan = Plan(experiment, diffusion=False, in_turns=True)
+        sender: SessionSender | None
         at: dict[int, Any] = {}
         engine: dict[str, Any] = {"url": urls[0]}
         say(f"sending {len(plan.requests)} requests to {' and '.join(urls)}")
         if len(urls) > 1:
-            run, workers, at, engine = self._ask_several(urls, plan, key)
+            run, workers, at, engine, sender = self._ask_several(urls, plan, key)
         else:
             _, workers, _ = plan.system()
             only = self._only(workers, experiment)
@@ -135,10 +137,10 @@ class VllmBackend:
 
     def _ask_several(
         self, urls: list[str], plan: Plan, key: str | None
-    ) -> tuple[Run, list[Any], dict[int, Any], dict[str, Any]]:
-        """The run of *plan* on the servers at *urls*, its workers, which of them served each request, and what is to
-        be told of the servers."""
-        from servetwin.real.vllm.routed_client import Front, named, serve_urls
+    ) -> tuple[Run, list[Any], dict[int, Any], dict[str, Any], SessionSender | None]:
+        """The run of *plan* on the servers at *urls*, its workers, which of them served each request, what is to be
+        told of the servers, and who sent the turns of sessions, if there are any."""
+        from servetwin.real.vllm.routed_client import Front, named, serve_urls, serve_urls_in_turns
 
         _, workers, wiring = plan.system(_asked)
         by_name = named(urls, workers, plan.experiment.name)
@@ -147,11 +149,15 @@ class VllmBackend:
         shown: Any = {r.id: r for r in plan.requests}
         first: Any = workers[0]
         caching = any(worker.view.limits.enable_prefix_caching for worker in front.workers)
+        how: dict[str, Any] = {"model": self.model, "key": key, "caching": caching}
+        sender = sender_of(plan, first, caching=caching)
         with policies_answer([worker.policy for worker in workers]):
-            planned = planned_of(plan, first, caching=caching)
-            run = serve_urls(by_name, planned, front, shown, model=self.model, key=key, caching=caching)
+            if sender is not None:
+                run = serve_urls_in_turns(by_name, sender, front, **how)
+            else:
+                run = serve_urls(by_name, planned_of(plan, first, caching=caching), front, shown, **how)
         counts = {worker.name: sum(one is worker for one in front.at.values()) for worker in workers}
-        return run, list(workers), dict(front.at), {"urls": by_name, "requests": counts}
+        return run, list(workers), dict(front.at), {"urls": by_name, "requests": counts}, sender
 
     def kept_for(self, experiment: Experiment) -> EngineOptions:
         """The engine that serves *experiment*: runs that have the same follow each other."""
@@ -207,7 +213,7 @@ class VllmBackend:
                 stopped=lambda run: record(run, worker, by_id, recorder),
             )
             record(run, worker, by_id, recorder)
-        report = _report(run, recorder.summary, engine)
+        report = _report(run, recorder.summary, engine, profile)
         if folder is not None:
             write_report(folder, report)
         return report
@@ -327,13 +333,15 @@ def planned_as(request: Request, worker: TokenWorker, *, caching: bool) -> Plann
     return Planned(request.id, request.arrival, prompt, min(output, limit), limit, said, begins)
 
 
-def sender_of(plan: Plan, worker: TokenWorker) -> SessionSender | None:
-    """What sends the sessions of *plan*, where requests are sent when others have ended."""
+def sender_of(plan: Plan, worker: TokenWorker, *, caching: bool | None = None) -> SessionSender | None:
+    """What sends the sessions of *plan*, where requests are sent when others have ended; *caching* as in
+    `planned_of`."""
     if not plan.experiment.workload.in_turns:
         return None
     from servetwin.real.vllm.plan import SessionSender
 
-    name, caching = worker.stage.loop or worker.stage.name, worker.view.limits.enable_prefix_caching
+    name = worker.stage.loop or worker.stage.name
+    caching = worker.view.limits.enable_prefix_caching if caching is None else caching
     planned = partial(planned_as, worker=worker, caching=caching)
     return SessionSender(plan.sessions(), name, planned, build.how_sent(plan.experiment))
 
@@ -351,7 +359,7 @@ def _spread(seconds: list[float]) -> dict[str, float]:
     return {k: round(float(v), 4) for k, v in found.items()}
 
 
-def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
+def _report(run: Run, summary: Summary, engine: VllmEngine, profile: Profile) -> VllmReport:
     from servetwin.real.vllm.profiling.fitting.async_fit import between
 
     steps = run.steps
@@ -371,4 +379,16 @@ def _report(run: Run, summary: Summary, engine: VllmEngine) -> VllmReport:
         _spread([s.scheduled - s.start for s in steps]),
         _spread(run.intake),
         run.moves,
+        _host(run, profile),
     )
+
+
+def _host(run: Run, profile: Profile) -> dict[str, Any] | None:
+    """How many times as long as in *profile* the host took to launch the steps of *run*; None if it is not known."""
+    if not run.launches:
+        return None
+    rows = [(at.tokens, at.sequences, at.launched, at.sampled) for at in run.launches]
+    asked = [step.scheduled - step.start for step in run.steps]
+    graphs = int(profile.token_data.engine.graph_tokens or 0)
+    factors = over_profile(rows, (statistics.median(asked), statistics.fmean(asked)), profile.costs, graphs)
+    return {"profile": profile.name, "over_profile": factors} if factors else None

@@ -9,6 +9,8 @@
 `reorder`           policies that reorder, in overload, beside those of another checkout
 `long`              one long run in a process of its own
 `fleet`             what a request costs behind 4 and 64 replicas; a week of requests, likewise
+`cached`            what a step costs with a prefix cache: with hits, without, with the cache off
+`against`           engines without any option, beside those of another checkout
 `chat`              one long run of sessions with a prefix cache, likewise
 `measure`           timing: cases take turns, and are compared within rounds
 ==================  ======================================================================

@@ -23,6 +23,7 @@ from servetwin.experiments.assembly import build
 from servetwin.experiments.spec import yaml_io
 from servetwin.experiments.spec.loading import load
 
+from .cached import cached
 from .fleet import fleet
 from .llm import llm, llm_long
 from .measure import Cost, in_process, process, ratios, spread, turns
@@ -221,6 +222,7 @@ CASES: dict[str, Callable[[int], None]] = {
     "figures": figures,
     "process": whole_process,
     "llm": llm,
+    "cached": cached,
     "fleet": fleet,
 }
 

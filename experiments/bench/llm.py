@@ -134,3 +134,10 @@ def llm_long() -> None:
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         each = 1e6 * found["cpu"] / requests
         print(f"{requests:>9} requests: {found['cpu']:.1f} CPU s, {each:.1f} us a request, {found['memory']:.0f} MiB")
+    print("\nlong runs of chats with a prefix cache whose blocks are taken again all the time; a process each")
+    for requests in (10_000, 100_000, 1_000_000):
+        command = [sys.executable, "-m", "servetwin.experiments.bench.chat", str(requests)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        each = 1e6 * found["cpu"] / requests
+        told = f"{found['memory']:.0f} MiB, {100 * found['hit_rate']:.1f} % found"
+        print(f"{requests:>9} requests: {found['cpu']:.1f} CPU s, {each:.1f} us a request, {told}")

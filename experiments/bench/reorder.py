@@ -3,7 +3,8 @@
 python -m servetwin.experiments.bench.reorder [CASE ...] [--rounds N] [--against PYTHON]
 
 PYTHON is the interpreter of the other checkout, whose `servetwin` it imports. Each round runs every case in a process
-of its own, in turns; what is printed are CPU microseconds a request, the least and the median of the rounds.
+of its own, in turns; what is printed, as a table of Markdown, are CPU microseconds a request, the least and the
+median of the rounds.
 """
 
 from __future__ import annotations
@@ -88,21 +89,28 @@ def once(name: str) -> None:
 
 def compare(names: list[str], rounds: int, pythons: list[str]) -> None:
     """Print a line a case. Ends the process if results differ."""
+    columns = ["case", "steps a request", "us a step", "us a request"]
+    columns += ["in the other checkout", "times as fast"] if len(pythons) > 1 else []
+    print(_row(columns), _row(["---"] * len(columns)), sep="\n", flush=True)
     for name in names:
         found: dict[str, list[dict[str, float]]] = {python: [] for python in pythons}
         for _ in range(rounds):
             for python in pythons:
-                said = subprocess.run([python, __file__, "--once", name], capture_output=True, text=True, check=True)
-                found[python].append(json.loads(said.stdout))
+                ran = subprocess.run([python, __file__, "--once", name], capture_output=True, text=True, check=True)
+                found[python].append(json.loads(ran.stdout))
         if len({one["told"] for ones in found.values() for one in ones}) > 1:
             raise SystemExit(f"{name}: the results differ")
         each = {python: [one["each"] for one in ones] for python, ones in found.items()}
         steps = found[pythons[0]][0]["steps"]
-        columns = [
-            f"{min(e):7.1f} ({statistics.median(e):.1f}) us, {min(e) / steps:6.2f} a step" for e in each.values()
-        ]
-        columns += [f"{min(each[pythons[1]]) / min(each[pythons[0]]):.2f} times"] if len(pythons) > 1 else []
-        print(f"{name:>36}: {' | '.join(columns)}", flush=True)
+        here, *others = each.values()
+        said = [name, f"{steps:.1f}", f"{min(here) / steps:.1f}"]
+        said += [f"{min(e):.1f} ({statistics.median(e):.1f})" for e in each.values()]
+        said += [f"{min(other) / min(here):.2f}" for other in others]
+        print(_row(said), flush=True)
+
+
+def _row(columns: list[str]) -> str:
+    return f"| {' | '.join(columns)} |"
 
 
 def main() -> None:

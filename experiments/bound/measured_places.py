@@ -8,8 +8,9 @@ from dataclasses import replace
 from servetwin.core import Worker
 from servetwin.profiles import Profile, costs
 from servetwin.sim.device_sharing import head, shares, unmeasured
-from servetwin.sim.measured import Clock, TimeOptions, WholeTiming, transports
+from servetwin.sim.measured import Clock, TimeOptions, WholeTiming
 from servetwin.sim.time.timing import MeasuredTiming
+from servetwin.sim.transports import transports
 
 from .stage_loads import Place, Transports
 

@@ -17,7 +17,7 @@ from .commands.bound import bound
 from .commands.explain import explain
 from .commands.explore import explore
 from .commands.figures import demo, figures, plot, trace
-from .commands.imports import import_profile
+from .commands.imports import convert, import_profile
 from .commands.league import league
 from .commands.lists import policies, profiles, workloads
 from .commands.options import AsJson, Jobs, Strict
@@ -548,6 +548,7 @@ app.command()(trace)
 app.command()(explain)
 app.command()(real_runs.profile)
 app.command("import")(import_profile)
+app.command("convert")(convert)
 app.command()(policies)
 app.command()(workloads)
 app.command()(profiles)

@@ -31,11 +31,12 @@ width, and nowhere else. `--json` prints results as [JSON](json-output.md).
 
 | exit code | means |
 |---|---|
-| 0 | done; also where what reads the output stops reading |
+| 0 | done |
 | 1 | something else failed: a full disk, a worker process that was killed, an [invariant](invariants.md) that broke |
 | 2 | wrong input: the line says what is wrong, where, and what would be right; nothing was written |
 | 2 | a policy failed or did what it may not, in a run: the line names its file; records are whole up to there |
 | 130, 143 | ended by Ctrl-C, or by SIGTERM; the records of a real run are whole up to there |
+| 141 | what reads the output stopped reading (`servetwin ... \\| head`), without a word; later files are missing |
 
 `SERVETWIN_CACHE` names the folder of the cache of `sweep` and `search`; left out, it is the user's cache folder.
 `SERVETWIN_POLICY_SECONDS` says how many seconds one call of a policy of yours may take (60; 0: no limit).

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
 import signal
 import sys
+from typing import TextIO
 
 import typer
 from servetwin.core import ServeTwinError
@@ -18,6 +20,8 @@ from .app import app
 
 #: What a machine may refuse while files are being written, without a fault of anybody's code.
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE}
+#: The exit code where what reads the output stopped reading, as of a program that SIGPIPE ends: 128 and its number.
+UNREAD = 141
 
 
 def main() -> None:
@@ -27,7 +31,33 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     watchdog.give_up = _give_up
-    sys.exit(_run())
+    sys.exit(_flushed(_run()))
+
+
+def _flushed(code: int) -> int:
+    """*code*, unless what is left of the output does not reach its reader, which Python would tell in lines of its
+    own when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or UNREAD
+            _drop(stream)
+        except OSError as error:  # a full disk
+            if stream is sys.stdout and code == 0:
+                code = _fail(f"the output: {error.strerror}; it is not whole", 1)
+            _drop(stream)
+        except ValueError:  # it was closed
+            pass
+    return code
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what *stream* holds go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _give_up(told: str) -> None:
@@ -52,16 +82,15 @@ def _run() -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return UNREAD
     except SystemExit as end:  # typer ends the process itself where nobody reads what it prints
         if isinstance(end.__context__, BrokenPipeError):
-            return 0
+            return UNREAD
         raise
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
-        return _fail(f"{error.filename or 'a file'}: {error.strerror}; what was being written is not whole", 1)
+        return _fail(f"{error.filename or 'the output'}: {error.strerror}; what was being written is not whole", 1)
     except Exception as error:
         # Wrong usage. Its class is click's, which typer brings along in some versions and imports in others.
         if not hasattr(error, "format_message"):
@@ -90,5 +119,6 @@ def _with_one(command: str) -> typer.Typer:
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"servetwin: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(BrokenPipeError):
+        typer.echo(f"servetwin: {' '.join(message.split())}", err=True)
     return code

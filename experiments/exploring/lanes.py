@@ -22,6 +22,8 @@ from typing import Any
 
 from servetwin.core import ServeTwinError
 from servetwin.core.errors import Stopped
+from servetwin.core.processes import temporary_folders
+from servetwin.core.processes.parent_death import end_with_parent
 
 #: What a process needs to simulate.
 PRELOADED = ["__main__", "servetwin.experiments.exploring.simulation"]
@@ -66,6 +68,7 @@ class Lanes:
         self._longest = longest
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
+        temporary_folders.for_multiprocessing()
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._asked: dict[str, _Question] = {}
         self._lock = threading.Lock()
@@ -176,6 +179,7 @@ def _serve(line: Connection) -> None:
     """The loop of a process: a job at a time, until whoever gives them is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; whoever started this one ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, arguments = line.recv()

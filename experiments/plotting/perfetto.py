@@ -20,7 +20,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -52,21 +51,19 @@ def write(folders: Sequence[Path], out: Path) -> int:
     for folder in folders:
         if not is_run(folder):
             raise BadInput("not a run folder: it has no meta.json", where=str(folder), right="what `run --out` wrote")
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     count = 0
-    try:
-        with _opened(partial, packed=out.suffix == ".gz") as file:
+
+    def fill(path: Path) -> None:
+        nonlocal count
+        with _opened(path, packed=out.suffix == ".gz") as file:
             file.write('{"displayTimeUnit": "ms", "traceEvents": [')
             for pid, folder in enumerate(folders, 1):
                 for event in events(folder, pid):
                     file.write((",\n" if count else "\n") + json.dumps(event, separators=(",", ":")))
                     count += 1
             file.write("\n]}\n")
-        partial.replace(out)
-    except OSError as error:
-        raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
-    finally:
-        partial.unlink(missing_ok=True)
+
+    tables.write_whole(out, fill)
     return count
 
 

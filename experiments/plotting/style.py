@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,10 +327,11 @@ class Sheet:
         files = list(paths)
         for path in paths:
             check_ending(path)
+            tables.check_plain(path)
         with drawing():
             for path in paths:
                 content = self._drawn(path.suffix[1:])
-                _whole(path, lambda to, content=content: to.write_bytes(content))  # type: ignore[misc]
+                tables.write_whole(path, lambda to, content=content: to.write_bytes(content))  # type: ignore[misc]
         for path in dict.fromkeys(data_beside(path) for path in paths):
             tables.write(path, self.points, self._columns())
             files.append(path)
@@ -413,15 +413,3 @@ def _wrapped(text: str, room: float, size: float) -> str:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fit(middle) else (low, middle - 1)
     return "\n".join(_folded(text, low))
-
-
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let *write* write a file, which appears at *path* once it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise BadInput(error.strerror or "cannot be written", where=str(path), right="a file of yours") from None
-    finally:
-        partial.unlink(missing_ok=True)

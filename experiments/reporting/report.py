@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,14 +73,7 @@ def write(
     text = page(
         document(results, target=target, window=window, by_window=by_window, command=command), made_by(command)
     )
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise BadInput(error.strerror or "cannot be written", where=str(out), right="a file of yours") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    tables.write_text(out, text)
 
 
 def as_markdown(

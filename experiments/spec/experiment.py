@@ -20,6 +20,7 @@ from servetwin.profiles import Kind
 from .keys.autoscaler import AutoscalerSpec
 from .keys.faults import FaultsSpec
 from .keys.field_types import Count, NotNegative, Positive, Strict, Weight
+from .keys.memory import CardSpec
 from .keys.prices import Price
 from .keys.routing import HandoverSpec, RouterSpec, Routing
 from .keys.schedule import ByClass, Schedule
@@ -175,7 +176,8 @@ class RequestClass(Strict):
     over the experiment's, key by key; *shape* is as in the workload. *priority* (lower is sooner, as in vLLM),
     *tenant* and *weight* (the share of service that the tenant is entitled to, relative to others') are shown to
     policies and routers. *arrivals*: where those of the workload are "by_class", when requests of this class come; no
-    class has a share then.
+    class has a share then. *enters*: at which of the modules that a pipeline begins with they begin (at all, if not
+    said): one model of several, say.
     """
 
     share: Positive | None = None
@@ -187,6 +189,7 @@ class RequestClass(Strict):
     lengths: dict[str, Lengths] = Field(default_factory=dict)
     shape: ShapeDraw | None = None
     arrivals: DrawnArrivals | None = None
+    enters: Annotated[list[str], Field(min_length=1)] | None = None
 
 
 class Workload(Strict):
@@ -409,7 +412,7 @@ class Deployment(Strict):
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
     decode, where there are such roles. *prices*: what each device costs, and draws. *autoscaler*: how many of the
     *replicas*, which are then the most, serve when. *faults*: which devices and workers fail, and what is done
-    about it.
+    about it. *cards*: which of the devices are models that share the memory of one card, and take turns on it.
     """
 
     name: str | None = None
@@ -423,6 +426,7 @@ class Deployment(Strict):
     prices: dict[str, Price] | None = None
     autoscaler: AutoscalerSpec | None = None
     faults: FaultsSpec | None = None
+    cards: dict[str, CardSpec] | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
@@ -522,7 +526,7 @@ class Experiment(Strict):
         if whole:
             return content
         for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
-            for key in ("handover", "role", "prices", "actions", "autoscaler", "faults", "gpus"):
+            for key in ("handover", "role", "prices", "actions", "autoscaler", "faults", "gpus", "cards"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:
@@ -532,8 +536,8 @@ class Experiment(Strict):
         if not self.workload.classes:
             del load["classes"]
         for said in (load, *load.get("classes", {}).values()):
-            for key in ("shape", "arrivals"):
-                if said[key] is None:
+            for key in ("shape", "arrivals", "enters"):
+                if key in said and said[key] is None:
                     del said[key]
         for lengths in (load["lengths"], *(own["lengths"] for own in load.get("classes", {}).values())):
             for said in lengths.values():

@@ -211,8 +211,6 @@ def _check_adapters(path: tuple[str | int, ...], worker: WorkerSpec, lora: Adapt
     for key in [key for key, on in others.items() if on]:
         right = {"preemption": "recompute", "keep_freed": "false"}.get(key, "null")
         raise Misfit((*path, key), "what that does with adapters is not known", right)
-    if worker.role is not None:
-        raise Misfit((*path[:-1], "role"), "an engine with adapters does both, prefill and decode", "no role")
     if (lora.load_seconds is not None or lora.slowdown is not None) and lora.source is None:
         raise Misfit((*path, "lora", "source"), "nothing says where the numbers come from", "source: ...")
 
@@ -323,13 +321,20 @@ def _check_roles(experiment: Experiment, modules: list[str]) -> None:
             raise Misfit((*path, "role"), "this worker serves no module of kind llm", "no role")
         by_module.setdefault(module, {}).setdefault(worker.role, i)
         engine = worker.engine
-        for key in ("enable_prefix_caching", "keep_freed", "asynchronous"):
-            if engine is not None and getattr(engine, key):
-                what = f"{key} is not known of engines whose prefill and decode are apart"
-                raise Misfit((*path, "engine", key), what, "false")
+        if engine is not None and engine.keep_freed:
+            what = "keep_freed is not known of engines whose prefill and decode are apart"
+            raise Misfit((*path, "engine", "keep_freed"), what, "enable_prefix_caching: true, or false")
+        if engine is not None and engine.kv_offloading is not None:
+            what = "KV in host memory is not known of engines whose prefill and decode are apart"
+            raise Misfit((*path, "engine", "kv_offloading"), what, "null")
         prefills |= {worker.device} if worker.role == "prefill" else set()
     kept: dict[str, str] = {}
+    adapters: dict[str, dict[str, str]] = {}
     for i, worker in enumerate(plan.workers):
+        own = worker.engine.lora.adapters if worker.engine is not None and worker.engine.lora is not None else {}
+        if worker.role is not None and adapters.setdefault(worker.modules[0], own) != own:
+            what = f"KV is that of an adapter, and workers of {worker.modules[0]!r} with a role have different ones"
+            raise Misfit(("deployment", "workers", i, "engine", "lora"), what, "the same adapters at each of them")
         dtype = worker.engine.kv_cache_dtype if worker.engine is not None else "auto"
         if worker.role is not None and kept.setdefault(worker.modules[0], dtype) != dtype:
             what = f"KV is handed over as it is kept, and workers of {worker.modules[0]!r} keep it in different types"

@@ -13,6 +13,7 @@ policy name, arrival process or step draw) only the keys that the new kind knows
 from __future__ import annotations
 
 import copy
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,17 +90,16 @@ def locate(source: str | Path, base: Path | None = None) -> Path:
 def layers(source: str | Path | Tree) -> list[Layer]:
     """The files that make up an experiment, the weakest first, with whole paths. A mapping stands for the content of
     a file. Raises `BadInput`."""
-    chain: list[Layer] = []
-    seen: list[Path] = []
+    chain, seen = list[Layer](), list[str]()
     path = None if isinstance(source, dict) else locate(source)
     while True:
         data: Any
         if path is None:
             data, text, where, base = source, yaml_io.write(source), "experiment", Path.cwd()
         else:
-            if path in seen:
+            if (real := os.path.realpath(path)) in seen:  # by another path or a link it is the same
                 raise BadInput("the file extends itself, by way of what it extends", where=str(path))
-            seen.append(path)
+            seen.append(real)
             where, base = path.stem if path.parent == WORKLOADS else str(path), path.parent
             data, text = yaml_io.read(path, where)
         check_layer(data, where)

@@ -18,6 +18,7 @@ from .experiment import (
     Misfit,
     ModuleSpec,
     PipelineSpec,
+    RelativeSLO,
     RequestClass,
     Steps,
     Trace,
@@ -26,26 +27,11 @@ from .experiment import (
     WorkerSpec,
     Workload,
 )
-from .keys.faults import FaultSpec
+from .keys.memory import CardSpec
 from .keys.schedule import ByClass
 from .llm import BucketPrediction, Lengths, TokenSLOSpec, TracePrefix, TraceTokens
 from .sessions import WAITS, ChoiceTurns, ClosedLoop, LognormalSeconds, TraceTurns, UniformSeconds, UniformTurns
 from .shapes import ChoiceShape, ShapeDraw, TraceShape, shapes_in
-
-#: The keys that each kind of fault has besides its time and place; in parentheses those that it may have.
-FAULT_KEYS = {
-    "fail": ((), ("lasts", "until")),
-    "crash": (("restart",), ()),
-    "pause": ((), ("lasts", "until")),
-    "slow": (("factor",), ("lasts", "until")),
-    "late": (("seconds",), ("lasts", "until")),
-    "lost": ((), ("lasts", "until")),
-}
-FAULT_EXAMPLES = {
-    "restart": "restart: {weights: 12, source: ...}",
-    "factor": "factor: 3",
-    "seconds": "seconds: 0.5",
-}
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -85,10 +71,11 @@ def check(experiment: Experiment) -> None:
         raise Misfit(("workload", "draws"), what, "seeded")
     if load.in_turns:
         _check_sessions(experiment)
+    _check_entries(experiment)
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
-    _check_faults(experiment)
+    schedule_validation.check_faults(experiment)
 
 
 def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> None:
@@ -181,6 +168,7 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
         groups.add(tuple(worker.modules))
     _check_prices(deployment)
     _check_autoscaler(deployment)
+    _check_cards(deployment, modules)
     for module in deployment.routers:
         if not any(module == worker.modules[0] for worker in deployment.workers):
             what = f"no worker's modules begin with {module!r}"
@@ -223,6 +211,69 @@ def _check_autoscaler(deployment: Deployment) -> None:
     if deployment.handover is not None:
         what = "replicas that come and go do not go together with prefill and decode apart"
         raise Misfit(path, what, "no autoscaler, or workers without a role")
+
+
+def _check_cards(deployment: Deployment, modules: dict[str, ModuleSpec]) -> None:
+    """Raise `Misfit` where the cards of *deployment* cannot be."""
+    taken: dict[str, str] = {}
+    for card, said in (deployment.cards or {}).items():
+        path = ("deployment", "cards", card)
+        for device in said.devices:
+            if device not in deployment.devices:
+                raise Misfit((*path, "devices"), f"unknown device {device!r}", suggest(device, deployment.devices))
+            if device in taken:
+                what = f"{device} is a model of {taken[device]} already"
+                raise Misfit((*path, "devices"), what, "each model on one card, named once")
+            taken[device] = card
+        _check_models(path, said)
+    if deployment.cards is None:
+        return
+    if deployment.autoscaler is not None:
+        what = "replicas that come and go do not go together with cards that several models share"
+        raise Misfit(("deployment", "autoscaler"), what, "no autoscaler, or no cards")
+    for place, worker in enumerate(deployment.workers):
+        if worker.device not in taken:
+            continue
+        at = ("deployment", "workers", place)
+        if worker.gpus is not None or worker.role is not None:
+            key = "gpus" if worker.gpus is not None else "role"
+            what = f"{worker.device} is a model of the card {taken[worker.device]}, which takes turns with others"
+            raise Misfit((*at, key), what, f"no key {key}, or a card of its own")
+        engine = worker.engine
+        if modules[worker.modules[0]].llm and (engine is None or engine.blocks is None):
+            what = f"the KV cache of {worker.device} takes memory of the card {taken[worker.device]} for good"
+            raise Misfit((*at, "engine", "blocks"), what, "its KV blocks: what fits beside the weights")
+
+
+def _check_models(path: tuple[str, ...], said: CardSpec) -> None:
+    for key in ("weights", "pinned", "loaded"):
+        for name in getattr(said, key) or ():
+            if name not in said.devices:
+                raise Misfit((*path, key), f"{name!r} is no model of this card", suggest(name, said.devices))
+
+
+def _check_entries(experiment: Experiment) -> None:
+    """Raise `Misfit` where a class enters what is no entry, or its promise hangs on modules that it passes by."""
+    pipeline = experiment.pipeline
+    names = [*pipeline.modules]
+    targets = set(names[1:]) if pipeline.edges is None else {target for _, target in pipeline.edges}
+    targets |= {branch.to for branch in pipeline.branches}
+    entries = [name for name in names if name not in targets]
+    for name, own in experiment.workload.classes.items():
+        if own.enters is None:
+            continue
+        path = ("workload", "classes", name)
+        for module in own.enters:
+            if module not in entries:
+                what = f"{module!r} is not what the pipeline begins with"
+                raise Misfit((*path, "enters"), what, suggest(module, entries))
+        if len(set(own.enters)) < len(own.enters):
+            raise Misfit((*path, "enters"), "a module is named twice", "each module once")
+        if isinstance(experiment.slo_of(name), RelativeSLO):
+            what = "a multiple of the latency alone counts modules that this class does not pass"
+            raise Misfit((*path, "slo"), what, "slo: {seconds: ...}, for the experiment or this class")
+        if experiment.budget.used:
+            raise Misfit(("budget",), f"requests of {name} do not pass all stages", "no budget, or no key enters")
 
 
 def _check_kind_of_worker(
@@ -504,63 +555,3 @@ def _check_shape(path: tuple[str, ...], draw: ShapeDraw, experiment: Experiment)
     if len(draw.weights) != len(draw.values) or not float_sum(draw.weights):
         what = "the weights do not fit the values"
         raise Misfit((*path, "weights"), what, "one weight for each value, not all 0")
-
-
-def _check_faults(experiment: Experiment) -> None:
-    """Raise `Misfit` where faults contradict themselves or another part of *experiment*."""
-    said = experiment.deployment.faults
-    if said is None:
-        return
-    path = ("deployment", "faults")
-    for i, fault in enumerate(said.script):
-        _check_fault((*path, "script", i), fault)
-    _check_together(path, experiment)
-    memory = said.out_of_memory
-    llms = experiment.pipeline.llms
-    if memory is not None and memory.restart is None and llms:
-        engines = [w for w in experiment.deployment.workers if w.modules[0] in llms]
-        if memory.workers is None or any(w.name in memory.workers for w in engines):
-            what = "an engine that runs out of memory does not go on"
-            right = "restart: {weights: 12, source: ...}, or the workers of other modules under workers"
-            raise Misfit((*path, "out_of_memory", "restart"), what, right)
-
-
-def _check_together(path: tuple[str, ...], experiment: Experiment) -> None:
-    """Raise `Misfit` if *experiment* has something that is not known to go on after a fault."""
-    plan = experiment.deployment
-    refused: list[tuple[bool, str, str]] = [
-        (plan.autoscaler is not None, "replicas that come and go", "no autoscaler"),
-        (plan.handover is not None, "prefill and decode apart", "workers without a role"),
-        (any(w.gpus is not None for w in plan.workers), "groups of devices", "no key gpus"),
-        (bool(experiment.pipeline.branches), "branches", "a pipeline without branches"),
-        (experiment.budget.used, "an SLO that is shared out among stages", "no budget"),
-        (
-            any(w.engine is not None and w.engine.pipeline_parallel is not None for w in plan.workers),
-            "models in stages (pipeline_parallel)",
-            "engines without stages",
-        ),
-    ]
-    for there, what, right in refused:
-        if there:
-            raise Misfit(path, f"faults do not go together with {what}", f"{right}, or no faults")
-    devices = [w.device for w in plan.workers if w.modules[0] in experiment.pipeline.llms]
-    if len(set(devices)) < len(devices):
-        raise Misfit(path, "faults do not go together with engines that share a device", "a device for each engine")
-
-
-def _check_fault(path: tuple[str | int, ...], fault: FaultSpec) -> None:
-    if (fault.device is None) == (fault.worker is None):
-        raise Misfit(path, "it happens to a device or to a worker", "one of the keys device and worker")
-    if fault.kind == "crash" and fault.worker is None:
-        raise Misfit((*path, "device"), "a crash is that of a worker's process", "worker: ..., or kind: fail")
-    must, may = FAULT_KEYS[fault.kind]
-    for name in ("lasts", "until", "factor", "seconds", "restart"):
-        key, there = "for" if name == "lasts" else name, getattr(fault, name) is not None
-        if there and name not in (*must, *may):
-            raise Misfit((*path, key), f"a fault of the kind {fault.kind} has no {key}", f"no key {key}")
-        if not there and name in must:
-            raise Misfit((*path, key), f"a fault of the kind {fault.kind} needs it", FAULT_EXAMPLES[name])
-    if fault.lasts is not None and fault.until is not None:
-        raise Misfit((*path, "until"), "it ends by for already", "one of the keys for and until")
-    if fault.until is not None and fault.until <= fault.at:
-        raise Misfit((*path, "until"), f"{fault.until:g} is not after at, {fault.at:g}", "at < until")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from servetwin.core import BadInput
+from servetwin.core.files import plain
 
 KeyPath = Sequence[str | int]
 
@@ -66,7 +67,7 @@ def parse(text: str, where: str) -> Any:
 def read(path: Path, where: str | None = None) -> tuple[Any, str]:
     """What a YAML file says, and its text; *where* is what to call it. Raises `BadInput` if it cannot be read."""
     try:
-        text = path.read_text(encoding=ENCODING)
+        text = plain(path).read_text(encoding=ENCODING)
         return yaml.load(text, _Loader), text
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(error, path) from None
@@ -85,7 +86,7 @@ def _no_value(where: str) -> BadInput:
 def read_text(path: Path) -> str:
     """The text of a file that the user named. Raises `BadInput` if it cannot be read."""
     try:
-        return path.read_text(encoding=ENCODING)
+        return plain(path).read_text(encoding=ENCODING)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(error, path) from None
 
@@ -94,6 +95,10 @@ def _no_yaml(error: yaml.YAMLError, where: str) -> BadInput:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     line = f":{mark.line + 1}" if mark is not None else ""
+    if "yaml.org,2002:merge" in problem:
+        raise BadInput(
+            "merge keys (<<) are not read", where=f"{where}{line}", right="the keys themselves, or extends"
+        )
     return BadInput(f"no valid YAML: {problem}", where=f"{where}{line}")
 
 

@@ -5,7 +5,7 @@
 `sweep`             axes, points, one row each, resumable
 `repeat`            many seeds: means with intervals; `statistics`: how those are made
 `cache`             rows that were computed once; `tables`: rows on disk
-`cluster`           points on Dask or Ray
+`pool`              points in several processes; `cluster`: on Dask or Ray
 `one_run`           one run whose replicas are simulated on several cores, or on a cluster
 ==================  ==================================================================
 """

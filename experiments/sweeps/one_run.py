@@ -20,6 +20,7 @@ from ..provenance.policy_code import as_loaded
 from ..spec.experiment import Experiment
 from ..splitting.apart import RECORDS, OneByOne, why_whole
 from . import cluster
+from .pool import pooled
 
 __all__ = ["RECORDS", "run", "simulate"]
 
@@ -108,13 +109,13 @@ def _gathered(built: Run, tasks: Sequence[tuple[Experiment, range]]) -> Summary:
 
 
 def _in_processes(tasks: Sequence[tuple[Experiment, range]]) -> Iterator[Piece]:
-    from joblib import Parallel, delayed
+    from joblib import delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     here = (os.getcwd(), tuple(sys.path))
-    parallel = Parallel(n_jobs=len(tasks), return_as="generator_unordered")
+    calls = (delayed(_simulate_elsewhere)(here, number, task) for number, task in enumerate(tasks))
     try:
-        yield from parallel(delayed(_simulate_elsewhere)(here, number, task) for number, task in enumerate(tasks))
+        yield from pooled(len(tasks), calls, in_order=False)
     except TerminatedWorkerError:
         raise ServeTwinError("a worker process was killed, perhaps for want of memory") from None
 

@@ -28,6 +28,7 @@ from ..registry import autoscaler_registry, policy_objects, policy_registry, rou
 from ..spec.experiment import Experiment, RelativeSLO
 from ..spec.llm import TokenSLOSpec
 from . import cluster
+from .pool import pooled
 
 Row = dict[str, Any]
 
@@ -125,6 +126,7 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row |= full.get("cost", {})
     row |= full.get("fleet", {})
     row |= {key: told for key, told in full.get("faults", {}).items() if key != "workers"}
+    row |= {name: value for name, value in full.get("placement", {}).items() if name != "models"}
     if used := full.get("device_groups", {}).get(main_worker(experiment)):
         row |= {name: used[name] for name in ("device_seconds", "mean_degree", "changes")}
     if predictions := full.get("predictions"):
@@ -151,7 +153,7 @@ TOKENS = (
     *("token_goodput", "token_goodput_artifact", "prefill_goodput", "decode_goodput", "limits_goodput"),
     *("output_throughput", "total_token_throughput", "on_time_tokens", "late_tokens", "preemptions"),
     *("prefix_cache_hit_rate", "prefix_cache_hit_rate_on_host", "mean_acceptance_length", "adapter_loads"),
-    *("handovers", "mean_handover_wait_ms", "mean_handover_ms"),
+    *("handovers", "mean_handover_wait_ms", "mean_handover_ms", "handover_hit_rate"),
     *(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p90", "p99")),
 )
 
@@ -396,13 +398,13 @@ def _in_processes(
     experiments: Sequence[Experiment], numbers: Sequence[int], jobs: int, point: Point | None
 ) -> Generator[Outcome, None, None]:
     """The outcomes of those of *experiments* that have these *numbers*."""
-    from joblib import Parallel, delayed
+    from joblib import delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
-        parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
         here = (os.getcwd(), tuple(sys.path))
-        outcomes = parallel(delayed(_run_elsewhere)(here, i, experiments[i], point) for i in numbers)
+        tasks = (delayed(_run_elsewhere)(here, i, experiments[i], point) for i in numbers)
+        outcomes = pooled(jobs, tasks, in_order=False)
         try:
             for outcome in outcomes:  # noqa: UP028 - closed below, which "yield from" would do first
                 yield outcome

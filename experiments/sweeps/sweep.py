@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field, ValidationError
 from servetwin.core import BadInput
+from servetwin.core.processes.one_at_a_time import open_alone
 
 from ..assembly.build import stands_on, time_shared
 from ..provenance.stored_rows import Kept, decode, encode
@@ -255,53 +257,53 @@ def sweep(
     if out is not None:
         tables.check_target(out)
     path = Path.cwd() / "sweep" if isinstance(source, SweepFile) else find(source)
-    partial = Partial(out.with_name(out.name + ".part") if out is not None else None)
     say = say or (lambda _: None)
-    for attempt in range(_TRIES):
-        together = Together()
-        spec = source if isinstance(source, SweepFile) else read(path)
-        experiments, axes = points(spec, path, of)
-        (look or (lambda _: None))(experiments)
-        if seeds is not None or until is not None:
-            check_seeds_once(experiments, "--until" if seeds is None else "--seeds")
-        for deployed in {str(e.deployment.devices): e for e in experiments}.values():
-            load_profiles(deployed)  # one that is missing shows before anything is written
-        if beside is not None:
-            beside.check(experiments)
-        run = _Runs(partial, cache, jobs, progress, len(experiments), together)
-        try:
-            with partial, running_on(cluster):
-                if seeds is None and until is None and versus is None:
-                    results = run(experiments)
-                    repeated = [Repeated(e, [row]) for e, row in zip(experiments, results, strict=True)]
-                else:
-                    repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
-                    results = [point.summary(LEVEL) for point in repeated]
-                more = [differences(repeated, axes, versus, LEVEL)] if versus is not None else []
-                more += [beside.columns(repeated, run, LEVEL)] if beside is not None else []
-            results = [
-                {k: v for part in parts for k, v in part.items()} for parts in zip(results, *more, strict=True)
-            ]
-            break
-        except Changed as change:
-            if attempt == _TRIES - 1:
-                raise
-            say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
-    for line in (*_shared(experiments), *_empty(repeated)):
-        say(line)
-    for line in along_seeds(experiments, results) if seeds is None and until is None and versus is None else ():
-        say(line)
-    for doubt in together.doubts if cache is not None else ():
-        say(f"rows are not kept, so that they are run each time: {doubt}")
-    told = any(isinstance(a.get("policy.name"), dict) for a in axes)
-    rows = [row_of(e, a, r, params=told) for e, a, r in zip(experiments, axes, results, strict=True)]
-    if out is not None:
-        tables.write(out, rows)
-        copy = {"name": spec.name, "about": spec.about, **together.made_of(), "sweeps": spec.model_dump()["sweeps"]}
-        if of is not None:
-            copy["of"] = dict(of)
-        out.with_name(out.name + ".spec.yaml").write_text(yaml_io.write(copy), encoding="utf-8")
-        partial.remove()
+    with Partial(out) as partial:
+        for attempt in range(_TRIES):
+            together = Together()
+            spec = source if isinstance(source, SweepFile) else read(path)
+            experiments, axes = points(spec, path, of)
+            (look or (lambda _: None))(experiments)
+            if seeds is not None or until is not None:
+                check_seeds_once(experiments, "--until" if seeds is None else "--seeds")
+            for deployed in {str(e.deployment.devices): e for e in experiments}.values():
+                load_profiles(deployed)  # one that is missing shows before anything is written
+            if beside is not None:
+                beside.check(experiments)
+            run = _Runs(partial, cache, jobs, progress, len(experiments), together)
+            try:
+                with running_on(cluster):
+                    if seeds is None and until is None and versus is None:
+                        results = run(experiments)
+                        repeated = [Repeated(e, [row]) for e, row in zip(experiments, results, strict=True)]
+                    else:
+                        repeated = repeat(experiments, run, seeds=seeds, until=until, most=most)
+                        results = [point.summary(LEVEL) for point in repeated]
+                    more = [differences(repeated, axes, versus, LEVEL)] if versus is not None else []
+                    more += [beside.columns(repeated, run, LEVEL)] if beside is not None else []
+                results = [
+                    {k: v for part in parts for k, v in part.items()} for parts in zip(results, *more, strict=True)
+                ]
+                break
+            except Changed as change:
+                if attempt == _TRIES - 1:
+                    raise
+                say(f"{str(change).partition(';')[0]}: the sweep begins again with what there is now")
+        for line in (*_shared(experiments), *_empty(repeated)):
+            say(line)
+        for line in along_seeds(experiments, results) if seeds is None and until is None and versus is None else ():
+            say(line)
+        for doubt in together.doubts if cache is not None else ():
+            say(f"rows are not kept, so that they are run each time: {doubt}")
+        rows = _rows(experiments, axes, results)
+        if out is not None:
+            copy = {"name": spec.name, "about": spec.about, **together.made_of()}
+            copy["sweeps"] = spec.model_dump()["sweeps"]
+            if of is not None:
+                copy["of"] = dict(of)
+            tables.write(out, rows)
+            tables.write_text(out.with_name(out.name + ".spec.yaml"), yaml_io.write(copy))
+            partial.remove()
     return rows
 
 
@@ -324,7 +326,6 @@ class _Runs:
         self.partial, self.cache, self.jobs = partial, cache, jobs
         self.progress, self.expected, self.together = progress, expected, together
         self.ended = 0
-        partial.read()
 
     def __call__(self, batch: Sequence[Experiment], point: Point | None = None) -> list[Row]:
         """The rows of *batch*; runs of another *point* than the sweep's own answer another question, and are all of
@@ -364,6 +365,11 @@ _COLUMN_OF = {
 }
 
 
+def _rows(experiments: Sequence[Experiment], axes: Sequence[Values], results: Sequence[Row]) -> list[Row]:
+    told = any(isinstance(a.get("policy.name"), dict) for a in axes)
+    return [row_of(e, a, r, params=told) for e, a, r in zip(experiments, axes, results, strict=True)]
+
+
 def row_of(experiment: Experiment, axes: Values, results: Row, *, params: bool = False) -> Row:
     """A line of the table: what the point is, where it lies on its axes, what came out. With *params* there is a
     column for the parameters that the axis gives its policy, empty where it gives none."""
@@ -380,43 +386,45 @@ def row_of(experiment: Experiment, axes: Values, results: Row, *, params: bool =
 
 
 class Partial:
-    """The rows of a sweep under way, one line of JSON each; a line that was torn by a crash, or damaged, is left
-    out. Without *path* they are kept nowhere else."""
+    """The rows of a sweep under way to the table *out*, one line of JSON each, in the file ``OUT.part``; a line that
+    was torn by a crash, or damaged, is left out. Without *out* they are kept nowhere else.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    Within this no other process works on that file: two sweeps to one table are told apart. Raises `BadInput`.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out
         self._file: Any = None
         self._rows: dict[str, Kept] = {}
 
-    def read(self) -> None:
-        """Take up what an earlier attempt has finished."""
-        if self.path is not None and self.path.exists():
-            lines = self.path.read_bytes().split(b"\n")
+    def __enter__(self) -> Partial:
+        if self.out is not None:
+            self._path = self.out.with_name(self.out.name + ".part")
+            tables.check_plain(self._path)
+            held = open_alone(self._path, "writing this table", self.out)
+            self._file = os.fdopen(held, "r+b", buffering=0)
+            lines = self._file.read().split(b"\n")
             self._rows = dict(entry for line in lines if line and (entry := decode(line)) is not None)
+            self._file.write(b"\n")  # ends a torn line
+        return self
 
     def find(self, key: str) -> Kept | None:
         """What an earlier attempt has finished under *key*, if it still holds."""
         kept = self._rows.get(key)
         return kept if kept is not None and kept.holds() else None
 
-    def __enter__(self) -> Partial:
-        if self.path is not None:
-            self._file = self.path.open("a", encoding="utf-8")
-            self._file.write("\n")  # ends a torn line
-        return self
-
     def add(self, key: str, row: Row, reads: Mapping[str, str]) -> None:
         kept = self._rows[key] = Kept(row, dict(reads))
         if self._file is not None:
-            self._file.write(encode(key, kept) + "\n")
-            self._file.flush()
+            self._file.write((encode(key, kept) + "\n").encode())
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
         if not self._rows:  # nothing was finished that would have to be kept
             self.remove()
+        if self._file is not None:
+            self._file.close()
 
     def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """The table is written: nothing of this is needed any more."""
+        if self.out is not None:
+            self._path.unlink(missing_ok=True)

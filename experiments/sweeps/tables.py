@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ def check_target(path: Path, endings: Sequence[str] = (".csv", ".parquet"), kind
         raise BadInput(
             f"{path.suffix or 'no ending'} is no kind of {kind}", where=str(path), right=" or ".join(endings)
         )
+    check_plain(path)
+    make_folder(path.parent)
+
+
+def check_plain(path: Path) -> None:
+    """Raise `BadInput` if *path* is there and is no file that may be replaced: a folder, a pipe, a device."""
     if path.is_dir():
         raise BadInput("this is a folder", where=str(path), right="a file")
-    make_folder(path.parent)
+    if os.path.lexists(path) and not path.is_file() and not path.is_symlink():
+        raise BadInput("this is no plain file", where=str(path), right="the name of a file")
 
 
 def make_folder(path: Path) -> None:
@@ -36,21 +44,36 @@ def make_folder(path: Path) -> None:
 def write(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
     """Write *rows*; the columns are those given, or all that occur, in order of appearance."""
     names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    if path.suffix != ".parquet":
+        write_text(path, as_csv(rows, names))
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    write_whole(path, lambda partial: pyarrow.parquet.write_table(table, partial))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that holds *text*, as `write_whole` does."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let *write* make the file *path* under another name, and then give it its own: it is there whole, or as it was
+    before. A symbolic link of that name is replaced, and nothing is written through it. Raises `BadInput`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if path.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
-            pyarrow.parquet.write_table(table, partial)
-        else:
-            partial.write_text(as_csv(rows, names), encoding="utf-8")
+        partial.unlink(missing_ok=True)  # of a process that was killed and had the same number, or somebody's link
+        with partial.open("x"):
+            pass
+        write(partial)
         partial.replace(path)
     except OSError as error:
         raise BadInput(error.strerror or "cannot be written", where=str(path), right="a file of yours") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:

@@ -16,17 +16,18 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from servetwin.core import BadInput
 from servetwin.core.arithmetic import float_sum
+from servetwin.core.processes.temporary_folders import temporary_folder
 
 from ..spec.experiment import Experiment, Time
 from ..spec.overrides import Override
 from ..sweeps import tables
 from ..sweeps.point import Progress, Row, run_all_averaged
+from ..sweeps.pool import pooled
 from .comparison import bench_runs, run_table
 from .comparison.compare_grids import PARAMS, Entry, Setting
 from .comparison.run_settings import otherwise
@@ -221,10 +222,10 @@ def _score_benches(
         what = "there is no file of vllm bench serve"
         raise BadInput(what, where=str(path), right="one, or a folder of them; other runs say what they are of")
     given = list(overrides)
-    with TemporaryDirectory(prefix="servetwin-") as work:
+    with temporary_folder() as work:
         for bench in benches:
             made = bench_runs.with_requests_of(bench, experiment.as_dict(), given)
-            bench_runs.as_run(bench, made, Path(work) / bench.stem)
+            bench_runs.as_run(bench, made, work / bench.stem)
         scored = _score_folders(replay_folder.find(Path(work)), None, **how)
     notes = {bench.stem: tuple(bench_runs.told(bench)) for bench in benches}
     scored = [replace(s, notes=(*s.notes, *notes[s.run.cells["folder"]])) for s in scored]
@@ -279,7 +280,7 @@ def _score_recordings(
     jobs: int,
     progress: Progress | None,
 ) -> list[Scored]:
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     from .replay.diffusion import read_recording
 
@@ -290,10 +291,13 @@ def _score_recordings(
     found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
     tasks = [(recording, run, seed, terms) for recording, run in found for seed in range(seeds)]
     rows = []
-    for row in Parallel(n_jobs=jobs, return_as="generator")(delayed(_replayed)(*task) for task in tasks):
+    for row in pooled(jobs, (delayed(_replayed)(*task) for task in tasks)):
         rows.append(row)
         if progress is not None:
-            sent, met = (sum(len(run.outcome) for _, run, *_ in tasks[: len(rows)]), sum(row["met"] for row in rows))
+            sent, met = (
+                sum(len(run.outcome) for _, run, *_ in tasks[: len(rows)]),
+                float_sum(row["met"] for row in rows),
+            )
             progress(len(rows), len(tasks), met / sent)
     scored = []
     for i, (recording, run) in enumerate(found):

@@ -5,6 +5,7 @@
 `vllm_v1`           one budget of tokens a step, the running first, prompts in chunks (vLLM V1)
 `sarathi`           stall-free batches: decodes, filled up with chunks of prompts (OSDI'24)
 `orca`              whoever comes joins at the next iteration, if memory is left for the most it may need (OSDI'22)
+`splitwise`         prompts whole, up to so many tokens a step, beside all that decode (ISCA'24)
 `fastserve`         queues by how long requests have been served; long ones give way at each token (NSDI'26)
 `vtc`               the tenant that has had the least service is admitted next (OSDI'24)
 `andes`             memory goes to those whose readers gain most by it; others pause

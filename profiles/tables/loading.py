@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from servetwin.core import BadInput
+from servetwin.core.files import plain
 
 from .field_types import Fault
 
@@ -58,7 +59,7 @@ def read_mapping(path: Path) -> dict[str, object]:
 
 def _content(path: Path) -> object:
     try:
-        with path.open(encoding="utf-8") as file:
+        with plain(path).open(encoding="utf-8") as file:
             return yaml.load(file, _Loader)
     except OSError as e:
         raise BadInput(f"cannot be read: {e.strerror or e}", where=str(path)) from None

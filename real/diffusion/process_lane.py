@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -23,6 +24,9 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from servetwin.core import BadInput, Batch, ServeTwinError, Shape, Stage, Worker
+from servetwin.core.processes import temporary_folders
+from servetwin.core.processes.parent_death import end_with_parent
+from servetwin.core.processes.stopped import StopWatch
 
 from .device_slots import DeviceSlots, Progress, Work
 from .kind import Kind
@@ -31,6 +35,8 @@ from .options import Options
 
 #: Seconds that a process may take to end when it was told to.
 PATIENCE = 5.0
+#: Seconds between two looks whether a process that computes is stopped.
+LOOK = 1.0
 #: What a server process imports once, of which workers are forked on the CPU: it takes seconds.
 PRELOADED = (
     __name__,
@@ -95,6 +101,7 @@ class RemoteSlots:
         context: Any = torch.multiprocessing.get_context("spawn" if self.gpu else "forkserver")
         if not self.gpu:
             context.set_forkserver_preload(list(PRELOADED))
+            temporary_folders.for_multiprocessing()
         passes = [context.SimpleQueue() for _ in self.lanes[1:]]
         for i, lane in enumerate(self.lanes):
             lane.begin(context, passes if i == 0 else passes[i - 1])
@@ -140,6 +147,7 @@ class ProcessLane(Lane):
             }
         self._process: Any = None
         self._closing = False
+        self._trouble: ServeTwinError | None = None
         slots.lanes.append(self)
 
     # -- its life ---------------------------------------------------------------------------------------
@@ -167,11 +175,17 @@ class ProcessLane(Lane):
         self._process = context.Process(target=_main, args=(theirs, passes, *about), name=worker.name, daemon=True)
         self._process.start()
         theirs.close()
+        self._stops = StopWatch(self._process.pid)
 
     def await_ready(self) -> None:
-        """Wait until it is warmed up."""
+        """Wait until it is warmed up. Raises `ServeTwinError` if it is stopped meanwhile."""
+        while not self._pipe.poll(LOOK):
+            if self._stops.too_long():
+                raise self._stopped()
         self._hear()
-        if not self.polled:
+        if self.polled:
+            threading.Thread(target=self._watch, name=f"watches {self.worker.name}", daemon=True).start()
+        else:
             threading.Thread(target=self._listen, name=f"hears {self.worker.name}", daemon=True).start()
 
     def end(self) -> None:
@@ -215,6 +229,8 @@ class ProcessLane(Lane):
 
     def is_over(self) -> bool:
         if not self._pipe.poll():
+            if self._trouble is not None:
+                raise self._trouble
             return False
         self._hear()
         return True
@@ -241,12 +257,26 @@ class ProcessLane(Lane):
     def _listen(self) -> None:
         while not self._closing:
             try:
+                while not self._pipe.poll(LOOK):
+                    if self.batch is not None and self._stops.too_long():
+                        raise self._stopped()
                 self._hear()
             except Exception as problem:
                 if not self._closing:
                     self.heard.put((self, problem))
                 return
             self.heard.put((self, None))
+
+    def _watch(self) -> None:
+        """Where nobody else waits: the executor, which polls `is_over` without a break, does not look by itself."""
+        while not self._closing:
+            if self.batch is not None and self._stops.too_long():
+                self._trouble = self._stopped()
+                return
+            time.sleep(LOOK)
+
+    def _stopped(self) -> ServeTwinError:
+        return ServeTwinError(self._stops.told(f"worker {self.worker.name}"))
 
 
 # -- in the process ---------------------------------------------------------------------------------------
@@ -265,6 +295,7 @@ def _main(
     threads: int,
 ) -> None:
     """A worker: builds its modules, says that it is ready, then runs what it is told until it is told None."""
+    end_with_parent()  # also in the middle of a batch
     for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from servetwin.core import BadInput, Batch
 from servetwin.core.arithmetic import float_sum
 from servetwin.core.serving.pool import Pool
 
-from .sandbox import Limits, Result, run_script
+from .sandbox import ALL, Limits, Result, run_script
 
 Done = Callable[[Batch], None]
 
@@ -52,12 +52,14 @@ class ScriptTool:
         """How the calls ended."""
         reasons = Counter(r.reason for r in self.results if not r.ok)
         seconds = [r.seconds for r in self.results]
+        enforced = set.intersection(*(set(r.enforced) for r in self.results)) if self.results else set()
         return {
             "calls": len(self.results),
             "failed": reasons.total(),
             "reasons": dict(reasons.most_common(10)),
             "mean_seconds": float_sum(seconds) / len(seconds) if seconds else None,
-            "enforced": sorted(set.intersection(*(set(r.enforced) for r in self.results))) if self.results else [],
+            "enforced": sorted(enforced),
+            "not_enforced": sorted(set(ALL) - enforced),
         }
 
 

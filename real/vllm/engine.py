@@ -10,9 +10,7 @@ import gc
 import json
 import os
 import select
-import shutil
 import sys
-import tempfile
 import time
 import weakref
 from collections import Counter
@@ -25,6 +23,7 @@ from typing import Any, Literal
 from servetwin.core import BadInput, ServeTwinError
 from servetwin.core.errors import Stopped
 from servetwin.core.llm import TokenPolicy
+from servetwin.core.processes import temporary_folders
 
 from ..client import END, PACKET, Client
 from ..cpu_affinity import pinned_core
@@ -210,7 +209,7 @@ class VllmEngine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from .internals import steps_ahead
+        from .internals import HostClock, steps_ahead
         from .scheduler import PolicyScheduler
 
         self.options = options
@@ -220,8 +219,9 @@ class VllmEngine:
         if not built and not (Path(folder) / "config.json").is_file():
             raise BadInput(f"there is no model in {folder!r}", right="tiny, opt-13b, ..., or a folder with a model")
         if built:
-            folder = tempfile.mkdtemp(prefix="servetwin-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            made = temporary_folders.make()
+            weakref.finalize(self, temporary_folders.remove, made)
+            folder = str(made)
             (Path(folder) / "config.json").write_text(json.dumps(model_config(options.model, options.dtype)))
         began = time.monotonic()
         more: dict[str, Any] = {} if options.compiled else {"enforce_eager": True}
@@ -265,6 +265,8 @@ class VllmEngine:
         self._undisturbed = False
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
+        #: Of engines that decide a step ahead, in this process: how long the launches of a run take.
+        self.host_clock = HostClock(self.core) if options.asynchronous and options.tensor_parallel == 1 else None
         self.begin_prompts()
         if options.asynchronous and not steps_ahead(self.core):
             raise BadInput(
@@ -410,7 +412,7 @@ class VllmEngine:
         progress = _Progress([*requests])
         client = self._client([r.arrival for r in requests]) if sender is None else None
         try:
-            with scheduler.watchdog.watching(), self.undisturbed():
+            with scheduler.watchdog.watching(), self.undisturbed(), self._timed():
                 scheduler.zero = time.monotonic() + LEAD
                 if client is not None:
                     client.begin(scheduler.zero)
@@ -529,7 +531,21 @@ class VllmEngine:
         lateness = [at - by_id[number].arrival for number, at in progress.sent.items()]
         run = Run(served, list(scheduler.log), lateness, progress.intake, scheduler.now())
         run.moves = self.pinned.moves if self.pinned is not None else None
+        run.launches = self.host_clock.take() if self.host_clock is not None else []
         return run
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Watch how long launches take, while this lasts."""
+        if self.host_clock is None:
+            yield
+            return
+        self.host_clock.take()
+        self.host_clock.on = True
+        try:
+            yield
+        finally:
+            self.host_clock.on = False
 
     def _wait(self, client: Client | None, sender: SessionSender | None, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""

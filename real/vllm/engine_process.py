@@ -29,6 +29,8 @@ from servetwin.core.llm import TokenTask
 from servetwin.core.llm.batch import TokenBatch
 from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.processes.parent_death import end_with_parent
+from servetwin.core.processes.stopped import StopWatch
 from servetwin.core.serving.worker import Loop
 
 from ..answer import Answer, Standstill, broken
@@ -75,6 +77,11 @@ class EngineProcess:
             raise ServeTwinError(f"an engine does not start: {said}")
         return said
 
+    @property
+    def number(self) -> int:
+        """The process's number, by which the system knows it."""
+        return self.process.pid or 0
+
     def alive(self) -> bool:
         """Whether the process is still there."""
         return self.process.is_alive()
@@ -88,8 +95,12 @@ class EngineProcess:
         try:
             if question is not None:
                 self.pipe.send(question)
-            if not self.pipe.poll(PATIENCE):
-                raise ServeTwinError(f"an engine has not answered for {PATIENCE:g} s")
+            stops, until = StopWatch(self.number), time.monotonic() + PATIENCE
+            while not self.pipe.poll(1.0):
+                if stops.too_long():
+                    raise ServeTwinError(stops.told("an engine"))
+                if time.monotonic() > until:
+                    raise ServeTwinError(f"an engine has not answered for {PATIENCE:g} s")
             said = self.pipe.recv()
         except (EOFError, OSError):
             raise ServeTwinError(self.has_ended("an engine")) from None
@@ -184,6 +195,7 @@ class EngineWorker(TokenWorker):
             heard.put((Answer(self.name, self.over, said), None))
 
         pipe, last = self.process.pipe, time.monotonic()
+        stops = StopWatch(self.process.number)
         try:
             while True:
                 if not self.tasks:
@@ -192,6 +204,9 @@ class EngineWorker(TokenWorker):
                     if time.monotonic() - last > SILENT:
                         what = f"its engine {self.name} has given no sign of life for {SILENT:g} s"
                         tell("broken", PolicyFault.__name__, f"{named(self.policy)}: {what}")
+                        return
+                    if self.tasks and stops.too_long():
+                        tell("broken", ServeTwinError.__name__, stops.told(self.name))
                         return
                     continue
                 said, last = pipe.recv(), time.monotonic()
@@ -302,6 +317,7 @@ class EngineWorker(TokenWorker):
 
 
 def _serve(pipe: Connection, setup: EngineSetup) -> None:
+    end_with_parent()  # also in the middle of a step
     for number in (signal.SIGINT, signal.SIGTERM):  # those that go to a whole group are for the run, which ends this
         signal.signal(number, signal.SIG_IGN)
     engine: Any = None

@@ -9,7 +9,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,15 +87,35 @@ def serve_turns(
 
 
 async def _serve_turns(server: Server, sender: SessionSender, model: str | None, how: Wording) -> Run:
+    try:
+        name = await model_of(server, model)
+        zero = time.monotonic() + LEAD
+
+        async def ask(planned: Planned) -> tuple[Served, Server]:
+            sent = time.monotonic() - zero
+            out = Served(planned.id, sent, planned.prompt, planned.output, sent, "failed", ids=[])
+            return await asked(server, name, planned, out, zero, how), server
+
+        served, lateness = await in_turns(sender, zero, how, ask)
+    finally:
+        server.close()
+        await asyncio.sleep(0)  # in which what was closed is let go of
+    return Run(served, [], lateness, [], time.monotonic() - zero)
+
+
+async def in_turns(
+    sender: SessionSender, zero: float, how: Wording, ask: Callable[[Planned], Awaitable[tuple[Served, Server]]]
+) -> tuple[list[Served], list[float]]:
+    """Let *ask* send what *sender* says, when it says, seconds since *zero*, until all have ended; what became of
+    each, and by how much it was sent late. *ask* also tells which server answered. Raises `BadInput` if one does not
+    tell which tokens it generates."""
     served: list[Served] = []
     lateness: list[float] = []
     tasks: set[asyncio.Task[None]] = set()
 
     async def one(planned: Planned) -> None:
-        sent = time.monotonic() - zero
-        out = Served(planned.id, sent, planned.prompt, planned.output, sent, "failed", ids=[])
-        lateness.append(sent - planned.arrival)
-        await asked(server, name, planned, out, zero, how)
+        lateness.append(time.monotonic() - zero - planned.arrival)
+        out, server = await ask(planned)
         if len(out.ids or ()) < len(out.times):
             what = "the server does not tell which tokens it generates, and the next prompt would begin with them"
             raise BadInput(what, where=f"--url {server.url}", right=f"{RIGHT}, with return_token_ids; or no sessions")
@@ -103,8 +123,6 @@ async def _serve_turns(server: Server, sender: SessionSender, model: str | None,
         sender.ended(planned.id, time.monotonic() - zero, out.ids or (), answered=out.outcome == "finished")
 
     try:
-        name = await model_of(server, model)
-        zero = time.monotonic() + LEAD
         sender.begin(how.ids)
         while not sender.over or tasks:
             for planned in sender.due(time.monotonic() - zero):
@@ -121,9 +139,7 @@ async def _serve_turns(server: Server, sender: SessionSender, model: str | None,
     finally:
         for task in tasks:
             task.cancel()
-        server.close()
-        await asyncio.sleep(0)  # in which what was closed is let go of
-    return Run(served, [], lateness, [], time.monotonic() - zero)
+    return served, lateness
 
 
 async def model_of(server: Server, model: str | None) -> str:

@@ -78,6 +78,17 @@ class Served:
     ids: list[int] | None = None  #: the tokens of the answer, where somebody wants to know
 
 
+@dataclass(frozen=True)
+class HostLaunch:
+    """One step: its *tokens* and *sequences*, and the seconds from when vLLM's executor was called until the step was
+    *launched*, and until its sampling was as well (*sampled*)."""
+
+    tokens: int
+    sequences: int
+    launched: float
+    sampled: float
+
+
 @dataclass
 class Run:
     """A run as it was: requests, steps (as `scheduler.StepLog`, times since the run began), and the client."""
@@ -89,6 +100,7 @@ class Run:
     seconds: float
     reason: str = "cut off by the stop"  #: why those failed that did
     moves: int | None = None  #: of the thread that launches steps, to less disturbed cores, where it looks for them
+    launches: list[HostLaunch] = field(default_factory=list)  #: of its steps, where the engine decides a step ahead
 
 
 #: What a client may say of a request that is a number of 0 or more, a text, or a whole number.

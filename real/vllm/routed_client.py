@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from servetwin.core import BadInput, Request, Stage, Task, Worker
@@ -18,9 +19,9 @@ from servetwin.core.llm import TokenRequest, TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.dispatch import Dispatcher
 
-from .http_client import LEAD, Wording, asked, model_of, wording
+from .http_client import LEAD, Wording, asked, in_turns, model_of, wording
 from .http_connection import Server
-from .plan import Planned, Run, Served
+from .plan import Planned, Run, Served, SessionSender
 
 
 class ServerWorker(TokenWorker):
@@ -121,6 +122,69 @@ def serve_urls(
     return asyncio.run(_serve(servers, list(requests), front, shown, model, wording(caching)))
 
 
+def serve_urls_in_turns(
+    urls: Mapping[str, str],
+    sender: SessionSender,
+    front: Front,
+    *,
+    model: str | None = None,
+    key: str | None = None,
+    caching: bool = False,
+) -> Run:
+    """Send what *sender* says, when it says, to the servers at *urls*; the router of *front* says which for each
+    turn. Otherwise as `serve_urls`. Raises `BadInput` also if a server does not tell which tokens it generates."""
+    servers = {name: Server(url, key) for name, url in urls.items()}
+    return asyncio.run(_serve_in_turns(servers, sender, front, model, wording(caching)))
+
+
+async def _serve_in_turns(
+    servers: Mapping[str, Server], sender: SessionSender, front: Front, model: str | None, how: Wording
+) -> Run:
+    async with _closing(servers):
+        models = {name: await model_of(server, model) for name, server in servers.items()}
+        front.zero = time.monotonic() + LEAD
+
+        async def ask(planned: Planned) -> tuple[Served, Server]:
+            said: Any = sender.requests[planned.id]
+            out = await _routed(servers, models, front, planned, said, how, ids=[])
+            return out, servers[front.at[planned.id].name]
+
+        served, lateness = await in_turns(sender, front.zero, how, ask)
+    return Run(served, [], lateness, [], front.now())
+
+
+@asynccontextmanager
+async def _closing(servers: Mapping[str, Server]) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        for server in servers.values():
+            server.close()
+        await asyncio.sleep(0)  # in which what was closed is let go of
+
+
+async def _routed(
+    servers: Mapping[str, Server],
+    models: Mapping[str, str],
+    front: Front,
+    planned: Planned,
+    said: TokenRequest,
+    how: Wording,
+    ids: list[int] | None = None,
+) -> Served:
+    """Send one request, which the router sees as *said*, to the server that it names."""
+    came = front.now()
+    request = TokenRequest(said.id, came, said.tokens, slo=said.slo, work=said.work, **said.terms)
+    task = await front.place(request)
+    name, queued = front.at[planned.id].name, front.now()
+    out = Served(planned.id, came, planned.prompt, planned.output, queued, "failed", ids=ids)
+    heard: Callable[[int], None] = lambda tokens: front.heard(task, tokens)  # noqa: E731
+    try:
+        return await asked(servers[name], models[name], planned, out, front.zero, how, heard)
+    finally:
+        front.over(task)
+
+
 async def _serve(
     servers: Mapping[str, Server],
     requests: list[Planned],
@@ -129,28 +193,15 @@ async def _serve(
     model: str | None,
     how: Wording,
 ) -> Run:
-    try:
+    async with _closing(servers):
         models = {name: await model_of(server, model) for name, server in servers.items()}
         front.zero = time.monotonic() + LEAD
 
         async def one(planned: Planned) -> Served:
             await asyncio.sleep(max(0.0, front.zero + planned.arrival - time.monotonic()))
-            came, said = front.now(), shown[planned.id]
-            request = TokenRequest(said.id, came, said.tokens, slo=said.slo, work=said.work, **said.terms)
-            task = await front.place(request)
-            name, queued = front.at[planned.id].name, front.now()
-            out = Served(planned.id, came, planned.prompt, planned.output, queued, "failed")
-            heard: Callable[[int], None] = lambda tokens: front.heard(task, tokens)  # noqa: E731
-            try:
-                return await asked(servers[name], models[name], planned, out, front.zero, how, heard)
-            finally:
-                front.over(task)
+            return await _routed(servers, models, front, planned, shown[planned.id], how)
 
         served = await asyncio.gather(*(one(planned) for planned in requests))
-    finally:
-        for server in servers.values():
-            server.close()
-        await asyncio.sleep(0)  # in which what was closed is let go of
     lateness = [s.arrival - p.arrival for s, p in zip(served, requests, strict=True)]
     return Run(list(served), [], lateness, [], front.now())
 

@@ -8,7 +8,7 @@
 `shared_lane`       engines that share a device
 `columns`           one engine under a policy's standing decision: requests as numbers, three to seven times as fast;
                     `column_requests`: what becomes of them, `column_steps`: what a step computes,
-                    `column_records`: the lines of their records
+                    `column_records`: the lines of their records; `ahead_columns`: where it decides a step ahead
 `request_columns`   requests as columns; `latency_columns`: what came of them
 ==================  ===========================================================================================
 """

@@ -48,7 +48,7 @@ def attach_runs(loop: ServingLoop, engine: TokenEngineAhead, lane: AheadLane) ->
         engine.go_on = AheadRuns(engine, lane).go_on
 
 
-class _Flying(NamedTuple):
+class Flying(NamedTuple):
     """A step in flight: when it was decided, the context before it, the free blocks then, when it begins, is launched
     and ends."""
 
@@ -60,11 +60,25 @@ class _Flying(NamedTuple):
     end: float
 
 
+class Run(NamedTuple):
+    """So many *steps* on end. *ends* are of those that are over, the last of which *took* so long; the host heard of
+    it at *settled*. *flying* are in flight. Up to *until* the host is at what lies between two steps, and then
+    decides (infinite: it waits for the older of two)."""
+
+    steps: int
+    ends: list[float]
+    settled: float
+    took: float
+    flying: tuple[Flying, ...]
+    until: float
+
+
 class AheadRuns:
     """The steps of *engine* on *lane*."""
 
     def __init__(self, engine: TokenEngineAhead, lane: AheadLane) -> None:
         self.engine, self.lane = engine, lane
+        self._hosts: dict[int, tuple[float, float, float]] = {}  # by the sequences that decode
 
     def go_on(self, step: Step, now: float) -> float | None:
         """Go on from *now*, when the policy has decided *step*, that all decode. Gives the time at which it is to be
@@ -87,24 +101,40 @@ class AheadRuns:
         times = min(repeat.times, engine.leaving[0] - engine.tick - 1)  # the step after that is somebody's last
         if (view.free_blocks - engine.headroom) * engine.size < view.decoding * (times + engine.size - 1):
             times = engine.affordable(times)
-        return self._run(repeat, times, until, now) if times >= FEW else None
+        if times < FEW:
+            return None
+        older = Flying(engine.flights[0].decided, 0, 0, 0.0, 0.0, self.lane.last)
+        at = engine.tick, view.decoding, view.context, view.free_blocks
+        run = self.run(older, now, *at, engine.settled, repeat, times, until)
+        return self._leave(run, view.decoding)
 
-    def _run(self, repeat: Repeat, times: int, until: float, now: float) -> float:
-        """Likewise, for up to so many *times*, *until* something else happens."""
-        engine, lane = self.engine, self.lane
-        view, host, timing = engine.view, engine.ahead, lane.timing
-        size, context, free = view.decoding, view.context, view.free_blocks
-        phases, block, tick = engine.phases, engine.size, engine.tick
-        like = TokenBatch(0, engine.worker.place, size, context)
-        beginning, launching, between = host.beginning(like), host.launching(like), host.between(size)
-        stalls, slowdown, recent_load, draw = lane.stalls, lane.slowdown, lane.recent_load, timing.draw
-        straight, each = timing.times.straight, timing.counted
+    def run(
+        self,
+        older: Flying,
+        now: float,
+        tick: int,
+        size: int,
+        context: int,
+        free: int,
+        settled: float,
+        repeat: Repeat,
+        times: int,
+        until: float,
+    ) -> Run:
+        """Up to so many *times*, or as *repeat* says, all *size* that decode do so again, from *now* on, when the
+        host decides and *older* is in flight, *until* something else happens. *settled* is when the host heard of an
+        end last; the rest is as the next step finds it. Leaves engine and calendar as they are."""
+        lane, phases, block = self.lane, self.engine.phases, self.engine.size
+        beginning, launching, between = self._host(size)
+        stalls, slowdown, recent_load, draw = lane.stalls, lane.slowdown, lane.recent_load, lane.timing.draw
+        straight, each = lane.timing.times.straight, lane.timing.counted
         limit, drift = repeat.limit, repeat.drift
-        older = _Flying(engine.flights[0].decided, 0, 0, 0.0, 0.0, lane.last)
-        settled, took, line_until = engine.settled, 0.0, -1.0
+        took, line_until = 0.0, -1.0
         constant = slope = 0.0
         ends: list[float] = []
         steps = 0
+        if not each and size in lane.lines and lane.lines[size][0] <= context:
+            _, constant, slope, line_until = lane.lines[size]
         while True:
             stall = 0.0
             if stalls is not None:
@@ -129,43 +159,42 @@ class AheadRuns:
             if recent_load is not None:
                 seconds = recent_load(start, seconds, 0, size)
             end = max(start + seconds, launched)
-            newer = _Flying(now, context, free, start, launched, end)
+            newer = Flying(now, context, free, start, launched, end)
             free -= phases[-(tick + steps) % block]
             context += size
             steps += 1
             if over >= until or over < launched:
-                self._leave(steps, ends, settled, took, older, newer)
-                engine.deciding = False
-                return NEVER
+                return Run(steps, ends, settled, took, (older, newer), NEVER)
             decided = older.decided
             took, settled = over - (decided if decided > settled else settled), over
             ends.append(over)
             older = newer
             rested = over + between
-            if rested >= until or rested >= end:
-                self._leave(steps, ends, settled, took, newer)
-                lane.calendar.set_time(over)
-                engine.rest(between)
-                return NEVER
+            if steps == times or rested >= until or rested >= end or rested >= limit + steps * drift:
+                return Run(steps, ends, settled, took, (newer,), rested)
             now = rested
-            if steps == times or now >= limit + steps * drift:
-                self._leave(steps, ends, settled, took, newer)
-                lane.calendar.set_time(now)
-                return now
 
-    def _leave(self, steps: int, ends: list[float], settled: float, took: float, *flying: _Flying) -> None:
-        """Leave engine, lane and summary as they would be after so many *steps*, with the last of them in flight."""
+    def _host(self, size: int) -> tuple[float, float, float]:
+        """Seconds of the host until a step of so many that decode can begin and is launched, and after it."""
+        known = self._hosts.get(size)
+        if known is None:
+            like, host = TokenBatch(0, self.engine.worker.place, size, 0), self.engine.ahead
+            known = self._hosts[size] = host.beginning(like), host.launching(like), host.between(size)
+        return known
+
+    def _leave(self, run: Run, size: int) -> float:
+        """Leave engine, lane and summary as they would be after *run*, and give when to ask the policy."""
         engine, lane = self.engine, self.lane
-        place, size = engine.worker.place, engine.view.decoding
-        number = engine.loop.batches + steps - len(flying)
+        place = engine.worker.place
+        number = engine.loop.batches + run.steps - len(run.flying)
         made: list[tuple[TokenBatch, float]] = []
-        if ends:
+        if run.ends:
             lane.take_over()
             of_all = TokenBatch(number, place, size, 0)
-            of_all.count = len(ends)
+            of_all.count = len(run.ends)
             engine.loop.hear_batch(of_all)
-        for at, step in enumerate(flying):
-            if not ends and at == 0:  # it was in flight when all began
+        for at, step in enumerate(run.flying):
+            if not run.ends and at == 0:  # it was in flight when all began
                 assert engine.view.in_flight is not None
                 made.append((engine.view.in_flight, step.decided))  # type: ignore[arg-type]
                 continue
@@ -176,4 +205,12 @@ class AheadRuns:
             lane.give_back(batch, step.end, engine.done)
             made.append((batch, step.decided))
         lane.decode = size
-        engine.went_on(steps, ends, settled, took, made)
+        engine.went_on(run.steps, run.ends, run.settled, run.took, made)
+        if run.until == NEVER:
+            engine.deciding = False
+            return NEVER
+        lane.calendar.set_time(run.settled)
+        if lane.calendar.pass_to(run.until):
+            return run.until
+        engine.rest(self._host(size)[2])
+        return NEVER

@@ -28,6 +28,7 @@ class AheadLane:
     def __init__(self, calendar: Calendar, timing: TokenTiming, host: Host) -> None:
         self.calendar = calendar
         self.seconds = timing.seconds
+        self.prefills = timing.prefills or timing.draw
         self.stalls = timing.stalls
         self.recent_load = timing.recent_load
         self.slowdown = timing.slowdown
@@ -43,8 +44,13 @@ class AheadLane:
 
     def run(self, batch: TokenBatch, done: Done) -> None:
         """Compute *batch* when its turn comes; call *done* when it is over."""
-        now, last = self.calendar.clock(), self.last
-        host = self.host
+        end = self.begin(batch, self.calendar.clock())
+        self._steps.append((batch, done, Timer(self.calendar, end, self._end)))
+
+    def begin(self, batch: TokenBatch, now: float, seconds: float | None = None) -> float:
+        """The host begins to launch *batch* now; gives when it will be over. *seconds* is what it takes before noise,
+        if that is known already."""
+        last, host = self.last, self.host
         stall = 0.0
         if self.stalls is not None:
             stall = self.stalls(now, bool(batch.prefill) or batch.decode < self.decode)
@@ -67,12 +73,19 @@ class AheadLane:
         ready = now + begins + stall
         start = batch.start = ready if ready > last else last
         batch.launched = launched = now + launching + stall
-        seconds = self.seconds(batch) if batch.prefill or self.timing.counted else self._decodes(batch)
+        if seconds is not None:
+            draw = self.prefills if batch.prefill else self.timing.draw
+            if draw is not None:
+                seconds *= draw()
+        elif batch.prefill or self.timing.counted:
+            seconds = self.seconds(batch)
+        else:
+            seconds = self._decodes(batch)
         if self.recent_load is not None:
             prompt = batch.prefilled
             seconds = self.recent_load(start, seconds, prompt, prompt + batch.decode)
         self.last = end = max(start + seconds, launched)
-        self._steps.append((batch, done, Timer(self.calendar, end, self._end)))
+        return end
 
     def _decodes(self, batch: TokenBatch) -> float:
         """Seconds of a step in which all of *batch* decode, with noise, as `TokenTiming.seconds` gives them."""
@@ -87,7 +100,7 @@ class AheadLane:
         batch, done, _ = self._steps.popleft()
         done(batch)
 
-    # -- steps that somebody else goes through (`ahead_runs`) ------------------------------------------------
+    # -- steps that somebody else goes through (`ahead_runs`, `ahead_columns`) -------------------------------
 
     def free_until(self) -> float | None:
         """If one step is in hand and its end is what happens next: when something else happens after it."""
@@ -99,6 +112,14 @@ class AheadLane:
     def take_over(self) -> None:
         """Somebody else sees to the end of the step in hand, which is what happens next."""
         self.calendar.take_first(self._steps.popleft()[2])
+
+    def take_out(self, other: object) -> bool:
+        """Take the only step in hand and *other* off the calendar, if nothing else stands there; whether that was so.
+        Somebody else sees to its end then."""
+        if len(self._steps) != 1 or not self.calendar.take_out(self._steps[0][2], other):
+            return False
+        self._steps.clear()
+        return True
 
     def give_back(self, batch: TokenBatch, end: float, done: Done) -> None:
         """*batch*, which somebody else has begun, ends then, and after all others in hand."""

@@ -39,9 +39,9 @@ class ColumnRecords:
         self.part = 0  # tokens of the prompt that the step before it left in part
         self.steps: list[Steps] = []
 
-    def open(self) -> None:
-        """The engine is left to itself: no prompt is begun."""
-        self.number, self.part = self.engine.loop.batches + 1, 0
+    def open(self, flying: int) -> None:
+        """The engine is left to itself: no prompt is begun, and so many steps are in flight."""
+        self.number, self.part = self.engine.loop.batches + 1 - flying, 0
 
     def write(self, most: int = 0) -> None:
         """Write the steps that wait for it, if they are more than *most*."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.core.serving.client import Client
 from servetwin.core.slo import latest
 
+from ..time.calendar import Calendar
 from .column_records import ColumnRecords
-from .lane import NEVER, TokenLane
+from .lane import NEVER, TokenTiming
 from .latency_columns import TokenLatencies
 from .request_columns import Row, TokenColumns
 
@@ -35,12 +37,16 @@ BLOCK = 512
 AHEAD, FAR_AHEAD = 8, 1024
 
 
+#: Where nobody's last token is in flight.
+NOBODY_SPENT: Mapping[int, int | None] = MappingProxyType({})
+
 #: From this context on: constant, slope, until that context; and seconds between two such steps.
 Line = tuple[float, float, float, float, float]
 
 
 class ColumnRequests:
-    """The requests of *source* at *engine* on *lane*; *client* sends them while the engine is not left to itself."""
+    """The requests of *source* at *engine*, whose steps take what *timing* says, on *calendar*; *client* sends them
+    while the engine is not left to itself."""
 
     __slots__ = (
         "admits",
@@ -48,6 +54,7 @@ class ColumnRequests:
         "arrivals",
         "batches",
         "buckets",
+        "calendar",
         "classes",
         "client",
         "counted",
@@ -57,7 +64,6 @@ class ColumnRequests:
         "first",
         "firsts",
         "gaps",
-        "lane",
         "last_decode",
         "last_step",
         "lasts",
@@ -74,13 +80,17 @@ class ColumnRequests:
         "records",
         "short",
         "source",
+        "spent",
         "starts",
         "tell",
         "ticks",
+        "timing",
     )  # fmt: skip
 
-    def __init__(self, engine: TokenEngine, lane: TokenLane, source: TokenColumns, client: Client) -> None:
-        self.engine, self.lane, self.source, self.client = engine, lane, source, client
+    def __init__(
+        self, engine: TokenEngine, timing: TokenTiming, calendar: Calendar, source: TokenColumns, client: Client
+    ) -> None:
+        self.engine, self.timing, self.calendar, self.source, self.client = engine, timing, calendar, source, client
         # All three are properties of the device, so they are asked for once.
         self.lines: dict[int, Line] = {}  # steps in which all decode, by how many
         self.gaps: dict[int, float] = {}  # seconds after a step of so many sequences
@@ -88,6 +98,7 @@ class ColumnRequests:
         self.counted: defaultdict[int, int] = defaultdict(int)  # steps by size
         self.batches = 0
         self.last_step = self.last_decode = 0.0  # seconds
+        self.spent = 0  # those whose last token is in flight: they hold their place, but do not decode
         self.short = False  # whether memory does not last for a step in which all decode
         self.buckets: dict[int, list[Any]] = engine.buckets  # of tasks, then of places
         self.longest = 0  # prompt that takes the ordinary course
@@ -116,9 +127,9 @@ class ColumnRequests:
 
     # -- reading ------------------------------------------------------------------------------------------
 
-    def open(self, step: Step) -> None:
+    def open(self, step: Step, flying: int = 0) -> None:
         """Nobody is here as numbers yet, and the next to come has been read. Those come that *step* gives its word
-        for."""
+        for. So many steps are in flight."""
         engine, rule = self.engine, step.standing
         most = engine.view.max_batched_tokens
         if isinstance(rule, Fill):
@@ -131,7 +142,7 @@ class ColumnRequests:
         self.edge = self.noted = self.part = 0
         self.more, self.ahead = row is not None, AHEAD
         if self.records is not None:
-            self.records.open()
+            self.records.open(flying)
         if row is not None:
             self.first, arrival, prompt, limit, output, name = row
             self._add([arrival], [prompt], [limit], [output], [name])
@@ -163,10 +174,10 @@ class ColumnRequests:
                 self.edge += len(prompts)
 
     def come(self, tail: int, until: float, head: int) -> tuple[int, int]:
-        """Go on from place *tail* to who comes first after *until*; those from *head* on have no token yet. Those
-        beyond the edge then take the ordinary way. Gives the place, and by how many all places have moved to the
-        front."""
-        arrivals, shift = self.arrivals, 0
+        """Go on from place *tail*, who has not come, to who comes first after *until*; those from *head* on are not
+        computed. Those beyond the edge then take the ordinary way. Gives the place, and by how many all places have
+        moved to the front."""
+        arrivals, shift, begin = self.arrivals, 0, tail
         while True:
             while arrivals[tail] <= until:
                 tail += 1
@@ -181,8 +192,8 @@ class ColumnRequests:
             self._note(self.edge)
             self.record()
             last_end = self.engine.loop.recorder.summary.last_end
-            for place in range(self.edge, tail):
-                self.lane.env.set_time(arrivals[place])
+            for place in range(max(self.edge, begin - shift), tail):
+                self.calendar.set_time(arrivals[place])
                 self.client.loop.arrive(self.source.request(self._row(place)))
             summary = self.engine.loop.recorder.summary
             summary.last_end = max(summary.last_end, last_end)  # who was refused may have ended before
@@ -191,11 +202,11 @@ class ColumnRequests:
     def _forget(self, head: int) -> int:
         """Drop those at the front that have ended, none from *head* on; gives how many."""
         self.record()
-        here = [place for bucket in self.buckets.values() for place in bucket if type(place) is int]
+        here = [place for bucket in self.placed() for place in bucket if type(place) is int]
         many = min(here, default=head)
         if many:
             self._note(self.edge)  # all up to there have come
-            for bucket in self.buckets.values():
+            for bucket in self.placed():
                 bucket[:] = [place - many if type(place) is int else place for place in bucket]
             for column in self._columns():
                 del column[:many]
@@ -203,6 +214,10 @@ class ColumnRequests:
             self.edge -= many
             self.noted -= many
         return many
+
+    def placed(self) -> Iterable[list[Any]]:
+        """The lists of those that run."""
+        return self.buckets.values()
 
     def _columns(self) -> Sequence[list[Any]]:
         told = (self.arrivals, self.prompts, self.limits, self.outputs, self.classes)
@@ -244,7 +259,7 @@ class ColumnRequests:
         terms, classes = self.source.terms, self._classes(done)
         due = sent + (np.array([terms[name].slo for name in classes]) if classes else terms[""].slo)
         in_time = last <= latest(due)
-        if engine.keep_times:
+        if recorder.wants_token_times:
             assert isinstance(summary, TokenSummary)
             arrival = of_them(self.admits) if engine.seen else sent
             begins = np.array(ticks) - (counts - 1)
@@ -310,7 +325,7 @@ class ColumnRequests:
         engine = self.engine
         view = engine.view
         engine.ticks.count = engine.tick = tick
-        self.lane.env.set_time(now)
+        self.calendar.set_time(now)
         view.free_blocks, view.context, view.decoding = free, context, decoding
         self.record()
         tasks = [task for task in bucket if type(task) is not int]
@@ -320,20 +335,24 @@ class ColumnRequests:
                 engine.finish(task, now)
         return [*bucket[len(tasks) :]], view.free_blocks, view.context, view.decoding
 
-    def _objects(self, head: int, taken: int, came: int, tail: int) -> None:
-        """Make those that are here into requests and tasks: those before place *head* that decode, those before
-        *taken* that are begun or wait, and those before *came* that are not taken in. Who comes at *tail* is next."""
+    def _objects(
+        self, head: int, taken: int, came: int, tail: int, spent: Mapping[int, int | None] = NOBODY_SPENT
+    ) -> dict[int, TokenTask]:
+        """Make those that are here into requests and tasks: those before place *head* that decode, or whose last
+        token is in flight (*spent*, with the tick that gives it), those before *taken* that are begun or wait, and
+        those before *came* that are not taken in. Who comes at *tail* is next. Gives those that run, by place."""
         engine = self.engine
         view, live = engine.view, engine.loop.live
         self._note(came)
         self.record()
-        self._running()
+        made = self._running(spent)
         for place in range(head, taken):
             task = self._taken_in(place)
             if place == head and self.part:
                 task.started, task.base_computed = self.starts[place], self.part
                 engine.keep_books(task)
                 view.running[task] = None
+                made[place] = task
             else:
                 view.waiting[task] = None
         engine.worker.inbox[:0] = [self._task(self._row(place)) for place in range(taken, came)]
@@ -347,25 +366,41 @@ class ColumnRequests:
         source.put_back(self.arrivals[rest:-1], *[column[rest:] for column in told])
         for column in self._columns():
             column.clear()
+        return made
 
-    def _running(self) -> None:
-        """Make those that decode into tasks."""
+    def _running(self, spent: Mapping[int, int | None]) -> dict[int, TokenTask]:
+        """Make those that decode, and the *spent*, into tasks."""
         engine, made = self.engine, {}
-        found = [(place, last) for last, bucket in self.buckets.items() for place in bucket if type(place) is int]
-        for place, last in sorted(found):
+        found = {place: last for last, bucket in self.buckets.items() for place in bucket if type(place) is int}
+        for place in sorted([*found, *spent]):
             task = made[place] = self._taken_in(place)
-            length, first = self.lengths[place], self.firsts[place]
+            length, first = self.lengths[place], self.firsts[place] if place < len(self.firsts) else None
             task.started, task.first_token = self.starts[place], first
-            if task.token_times is not None:
+            if task.token_times is not None and first is not None:
                 task.token_times.append(first)
+            if place in spent:
+                self._spend(task, length, spent[place])
+                continue
+            last = found[place]
+            if task.token_times is not None:
                 engine.joined[task] = last - length + 1
             task.base_generated, task.base_computed, task.ticks = length - last, task.prompt, engine.ticks
             engine.bases[task] = length - last
             if engine.booked:
                 engine.marks[task] = task.started, first, 0
             engine.view.running[task] = None
-        for last in {last for _, last in found}:
+        for last in {*found.values()}:
             self.buckets[last] = [made[i] if type(i) is int else i for i in self.buckets[last]]
+        return made
+
+    def _spend(self, task: TokenTask, length: int, tick: int | None) -> None:
+        """The last token of *task* is in flight, of that *tick* (None: it is its first)."""
+        engine = self.engine
+        task.base_generated, task.base_computed = length, task.prompt + length - 1
+        if task.token_times and tick is not None:
+            task.token_times.extend(engine.ends[tick + 2 - length - engine.first_end :])
+        engine.keep_books(task)
+        engine.view.running[task] = None
 
     def _taken_in(self, place: int) -> TokenTask:
         task = self._task(self._row(place))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from servetwin.core import Repeat
     from servetwin.core.llm import Fill
 
+    from .lane import TokenLane
+
 #: Nothing is prefilled; nor in the next step, though the policy would; the word ends, since memory is short.
 NOTHING, NOTHING_NOW, SHORT = 0, -1, -2
 
@@ -38,7 +40,7 @@ Decode = Callable[[float, float, float, int, bool, int, int, int, int], tuple[fl
 def whole_prompts(at: ColumnRequests) -> Pick:
     """Prompts in the order of the queue, whole, in a step without decodes."""
     known = at.prefills
-    engine, prompts, starts, timing = at.engine, at.prompts, at.starts, at.lane.timing
+    engine, prompts, starts, timing = at.engine, at.prompts, at.starts, at.timing
     view, size, step_time = engine.view, engine.size, timing.times.step
     most, least, room, counted = view.max_batched_tokens, view.watermark, view.max_sequences, timing.counted
     preparing = timing.preparing
@@ -46,7 +48,7 @@ def whole_prompts(at: ColumnRequests) -> Pick:
     def pick(
         now: float, head: int, taken: int, free: int, decoding: int, context: int, tick: int
     ) -> tuple[int, int, int, float]:
-        places = room - decoding
+        places = room - decoding - at.spent
         if taken == head + 1 and prompts[head] in known:  # what is most common
             prompt = prompts[head]
             after = free + -prompt // size
@@ -80,7 +82,7 @@ def whole_prompts(at: ColumnRequests) -> Pick:
 
 def chunks(at: ColumnRequests, rule: Fill) -> Pick:
     """Chunks of prompts that fill up a step in which all decode (`servetwin.core.llm.policy.Fill`)."""
-    engine, prompts, starts, timing = at.engine, at.prompts, at.starts, at.lane.timing
+    engine, prompts, starts, timing = at.engine, at.prompts, at.starts, at.timing
     step_time, preparing = timing.times.step, timing.preparing
     view, size, phases, headroom = engine.view, engine.size, engine.phases, engine.headroom
     budget, cut = min(rule.tokens, view.max_batched_tokens), rule.cut
@@ -96,7 +98,7 @@ def chunks(at: ColumnRequests, rule: Fill) -> Pick:
         part, place = at.part, head
         needed = phases[-tick % size] if decoding else 0  # blocks of those that decode
         tokens = squares = before = 0
-        room = most_running - decoding
+        room = most_running - decoding - at.spent
         if part:
             tokens = min(prompts[head] - part, left)
             blocks = -part // size + -(-(part + tokens) // size)
@@ -146,9 +148,9 @@ def chunks(at: ColumnRequests, rule: Fill) -> Pick:
     return pick
 
 
-def decodes(at: ColumnRequests, repeat: Repeat, leave: Leave) -> Decode:
-    """Steps in which all decode, as *repeat* allows it: until something is due, or nobody decodes any more."""
-    engine, lane, lines, counted = at.engine, at.lane, at.lines, at.counted
+def decodes(at: ColumnRequests, lane: TokenLane, repeat: Repeat, leave: Leave) -> Decode:
+    """Steps on *lane* in which all decode, as *repeat* allows it: until something is due, or nobody decodes more."""
+    engine, lines, counted = at.engine, at.lines, at.counted
     keep, note, leaving, phases = engine.keep_times, engine.ends.append, engine.leaving, engine.phases
     size, headroom, limit, drift = engine.size, engine.headroom, repeat.limit, repeat.drift
     straight, between, draw, tell = lane.straight, lane.between, lane.draw, at.tell

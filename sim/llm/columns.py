@@ -4,11 +4,11 @@ Where a policy has said once and for all how it goes on (`servetwin.core.llm.pol
 numbers (`TokenColumns`) and nothing is kept but their latencies (`TokenLatencies`), what an LLM run is reported by
 (`TokenSummary`) and the lines of its records (`RunFolder`), nobody looks at a single request: neither it nor its task
 has to be an object. The times of tokens, where they count, are stretches of the list of the ends of steps, which all
-that decode share. `play` lets `Columns` take over from the calendar then, as long as nothing but the next arrival
-stands there. As soon as the promise no
-longer holds (memory runs short, a prompt is too long) whatever is there is made into the objects that would be
-there, and the engine goes on by the calendar and asks the policy again. What a step computes by each kind of promise
-stands in `column_steps`, what becomes of the requests in `column_requests`.
+that decode share. `play` lets `Columns` (or `AheadColumns`, where steps are decided ahead) take over from the
+calendar then, as long as nothing but the next arrival stands there. As soon as the promise no longer holds (memory
+runs short, a prompt is too long) whatever is there is made into the objects that would be there, and the engine goes
+on by the calendar and asks the policy again. What a step computes by each kind of promise stands in `column_steps`,
+what becomes of the requests in `column_requests`.
 
 Every number is computed by the same operations in the same order as in `servetwin.core.llm.serving.engine` and
 `servetwin.sim.llm.lane`; `tests/sim/llm/test_columns.py` holds them together. A change there is a change here.
@@ -26,9 +26,10 @@ from servetwin.core.llm.metrics import StageTokens, TokenSummary
 from servetwin.core.llm.policy import admits_all
 from servetwin.core.llm.serving.async_engine import TokenEngineAhead
 from servetwin.core.llm.serving.engine import TokenEngine
-from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.llm.serving.worker import Host, TokenWorker
 from servetwin.core.serving.client import Client
 
+from .ahead_columns import AheadColumns
 from .ahead_runs import attach_runs, unheard
 from .async_lane import AheadLane
 from .column_records import promises_alone
@@ -67,34 +68,42 @@ def play(loop: ServingLoop, executor: EngineExecutor, source: Iterator[Request],
     if columns and type(source) is TokenColumns and _fits(loop, executor, source):
         worker = loop.workers[0]
         assert isinstance(worker, TokenWorker)
-        worker.engine.go_on = Columns(worker.engine, executor.token_lane(worker), source, client).go_on
+        engine = worker.engine
+        if isinstance(engine, TokenEngineAhead):
+            ahead = executor.ahead_lane(worker)
+            if ahead is not None:
+                engine.go_on = AheadColumns(engine, ahead, source, client).go_on
+        else:
+            engine.go_on = Columns(engine, executor.token_lane(worker), source, client).go_on
     executor.run_until_idle()
 
 
 def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> bool:
-    """Whether a single engine without a host of its own is all there is, and nobody hears of its batches or looks at
-    single requests."""
+    """Whether a single engine, without a host of its own or deciding ahead, is all there is, and nobody hears of its
+    batches or looks at single requests."""
     worker, recorder, summary = loop.workers[0], loop.recorder, loop.recorder.summary
     if (
         loop.executor is not executor
         or loop.entrance is None
         or type(worker) is not TokenWorker
-        or worker.host is not None
-        or type(worker.engine) is not TokenEngine
         or not executor.undisturbed(worker)
-        or not (unheard(loop) or _recorded(loop))
     ):
         return False
-    engine = worker.engine
+    engine, ahead = worker.engine, worker.host is not None
+    if ahead and (type(engine) is not TokenEngineAhead or type(worker.host) is not Host):
+        return False
+    if not ahead and type(engine) is not TokenEngine:
+        return False
     return (
         source.module == engine.module
+        and (unheard(loop) or _recorded(loop))
         and admits_all(worker.policy)
         and not _hears(recorder, "arrived", Recorder.arrived)
         and not _hears(summary, "arrived", Summary.arrived)
         and not _hears(recorder, "ended", Recorder.ended, TokenLatencies.ended, RunFolder.ended)
         and (
             _counts_alone(engine)
-            if engine.keep_times
+            if recorder.wants_token_times
             else engine.view.slo is None
             and not recorder.wants_batches
             and len(source.terms) == 1
@@ -138,9 +147,13 @@ def _counts_alone(engine: TokenEngine) -> bool:
 
 
 class Columns(ColumnRequests):
-    """An engine that is left to itself, again and again."""
+    """An engine on *lane* that is left to itself, again and again."""
 
-    __slots__ = ()
+    __slots__ = ("lane",)
+
+    def __init__(self, engine: TokenEngine, lane: TokenLane, source: TokenColumns, client: Client) -> None:
+        super().__init__(engine, lane.timing, lane.env, source, client)
+        self.lane = lane
 
     def go_on(self, step: Step, now: float) -> float | None:
         """As `run`, if that is possible, and the client then waits for what comes next; else None."""
@@ -159,7 +172,7 @@ class Columns(ColumnRequests):
             or engine.stale
             or engine.loop.stopped
             or not engine.affordable(1)
-            or not self.lane.env.take_out(client.timer)
+            or not self.calendar.take_out(client.timer)
         ):
             return None
         self.open(step)
@@ -183,7 +196,7 @@ class Columns(ColumnRequests):
         engine, lane = self.engine, self.lane
         mixed = isinstance(rule, Fill)
         pick, leave = chunks(self, rule) if isinstance(rule, Fill) else whole_prompts(self), leaves(self)
-        decode, draw, often = decodes(self, repeat, leave), lane.prefills, repeat.times
+        decode, draw, often = decodes(self, lane, repeat, leave), lane.prefills, repeat.times
         leaving, phases, size, buckets = engine.leaving, engine.phases, engine.size, self.buckets
         free, context, decoding = engine.view.free_blocks, engine.view.context, engine.view.decoding
         tick, ready, counted, gaps = engine.ticks.count, lane.ready, self.counted, self.gaps
@@ -196,7 +209,7 @@ class Columns(ColumnRequests):
                 while arrivals[tail] <= now:
                     tail += 1
                 if tail >= edge:
-                    tail, shift = self.come(tail, now, head)
+                    tail, shift = self.come(taken, now, head)
                     head, taken, edge = head - shift, taken - shift, self.edge
                     if tail > edge:
                         break
@@ -261,7 +274,7 @@ class Columns(ColumnRequests):
         view = engine.view
         engine.ticks.count = engine.tick = tick
         engine.loop.batches += self.batches
-        self.lane.env.set_time(now)
+        self.calendar.set_time(now)
         self.lane.ready = ready
         view.free_blocks, view.context, view.decoding = free, context, decoding
         view.last_step, view.last_decode = self.last_step, self.last_decode

@@ -72,10 +72,10 @@ class Calendar(simpy.Environment):
         self._now = when
         return True
 
-    def take_out(self, only: object) -> bool:
-        """Take *only*, an event or None, off the calendar if nothing else stands there; whether that was so."""
-        queue = self._queue
-        if len(queue) != (only is not None) or (queue and queue[0][3] is not only):
+    def take_out(self, *events: object) -> bool:
+        """Take *events* (None: no event) off the calendar if nothing else stands there; whether that was so."""
+        queue, these = self._queue, [event for event in events if event is not None]
+        if len(queue) != len(these) or any(entry[3] not in these for entry in queue):
             return False
         queue.clear()
         return True

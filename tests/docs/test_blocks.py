@@ -49,6 +49,10 @@ PREFIX = "tests/experiments/validation/replay/test_prefix_campaign.py"
 #: is run on docs/reports/2026-11-h200-chat.md; here it would take minutes, and what it prints is not on the pages.
 REPLAYED = {
     "h200-cached/runs-llama-3.1-8b.json.gz": PREFIX,
+    "h200-full/runs-llama-3.1-8b.json.gz": "tests/experiments/validation/replay/test_full_campaign.py",
+    "h200-full/runs-llama-3.1-8b-caching.json.gz": PREFIX,
+    "h200-full/runs-llama-3.1-8b-caching-gpu1.json.gz": "tests/experiments/validation/replay/test_full_campaign.py",
+    "h200-full/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_full_campaign.py",
     "h200-lengths/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_run_steps.py",
     "h200-policies/runs-opt-13b.json.gz": "tests/experiments/validation/replay/test_own_policies.py",
     "h200-prefix/runs-llama-3.1-8b.json.gz": PREFIX,

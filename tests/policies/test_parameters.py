@@ -49,6 +49,7 @@ WRONG = [
     ("slack-admission", "safety", 0.0, "more than 0"),
     ("slack-admission", "memory", -0.1, "0 or more"),
     ("slos-serve", "safety", 0.0, "more than 0"),
+    ("splitwise", "prompt_tokens", 0, "1 or more"),
     ("srpt-llm", "firm", -0.1, "0 or more"),
     ("vllm-v1", "budget", 0, "1 or more"),
     ("vtc", "output_weight", 0.0, "more than 0"),

@@ -57,6 +57,9 @@ OPT_VLLM = (
     "h200-policies/opt-13b",
     "h200-prefix/llama-3.1-8b",
     "h200-prefix/llama-3.1-8b-served",
+    "h200-full/llama-3.1-8b",
+    "h200-full/llama-3.1-8b-caching",
+    "h200-full/opt-13b",
     "h200-requests/llama-3.1-8b",
     "h200-requests/llama-3.1-8b-caching",
     "h200-servers/llama-3.1-8b",
@@ -107,6 +110,10 @@ IMPORTED = [
     "rtxpro6000/llama-3.1-8b-tp1-imported",
     "a100/opt-13b-tp1-imported",
     "a100/opt-13b-tp1-vllm-imported",
+    *(
+        f"{device}-imported"
+        for device in ("a100/bloom-176b-tp8", "h100/bloom-176b-tp8", "h100/bloom-176b-tp8-capped")
+    ),
     *(
         f"{device}/{model}-tp{devices}-imported"
         for device in ("a100", "h100", "h200")

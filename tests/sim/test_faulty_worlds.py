@@ -35,6 +35,7 @@ def test_records(tmp_path_factory, world: FaultyWorld) -> None:
 def test_records_of_engines(tmp_path_factory, world: FaultyEngines) -> None:
     folder = tmp_path_factory.mktemp("run")
     recorder = RunFolder(folder, {})
+    recorder.wants_token_times = True  # some policies promise each token its time
     loop, _ = world.run(recorder)
     (folder / "faults.jsonl").write_text("".join(json.dumps(line) + "\n" for line in loop.fleet.lines()))
     recorder.close()

@@ -9,7 +9,7 @@ prefix cache each adapter has blocks of its own.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ...policy import Repeat
@@ -99,12 +99,14 @@ class PassingOver(_Base):
 class AdapterView(TokenView):
     """A `TokenView` of an engine whose steps have requests with `EngineLimits.max_loras` adapters at most."""
 
-    __slots__ = ("spent",)
+    __slots__ = ("away", "spent")
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         #: Whether a task that runs is in no further step, since its last token is in flight.
         self.spent: Callable[[TokenTask], bool] = _never
+        #: Tasks whose KV is not here, of an engine that decodes only: admitted, they do not run yet.
+        self.away: Collection[TokenTask] = ()
 
     def allowed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Those of *chunks* whose tasks run, or may beside the ones that run and those before them."""
@@ -114,7 +116,8 @@ class AdapterView(TokenView):
             if adapter is None or adapter in used or chunk[0] in self.running:
                 yield chunk
             elif len(used) < most:
-                used.add(adapter)
+                if chunk[0] not in self.away:
+                    used.add(adapter)
                 yield chunk
 
     def adapters(self) -> set[str]:
@@ -138,7 +141,7 @@ class AdapterView(TokenView):
         return super().fill(kept, tokens, begun=begun, decode=decode, chunked=chunked)
 
 
-class _Adapting(PassingOver):
+class Adapting(PassingOver):
     """An engine with adapters by classes of requests. *loaded* are those on the device, the one that was used
     longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`)."""
 
@@ -224,17 +227,17 @@ def _never(task: TokenTask) -> bool:
     return False
 
 
-class AdapterEngine(_Adapting, TokenEngine):
+class AdapterEngine(Adapting, TokenEngine):
     """`TokenEngine` with adapters."""
 
 
-class AdapterEngineAhead(_Adapting, TokenEngineAhead):
+class AdapterEngineAhead(Adapting, TokenEngineAhead):
     """`TokenEngineAhead` with adapters."""
 
 
-class AdapterEngineCaching(_Adapting, TokenEngineCaching):
+class AdapterEngineCaching(Adapting, TokenEngineCaching):
     """`AdapterEngine` with a prefix cache."""
 
 
-class AdapterEngineAheadCaching(_Adapting, TokenEngineAheadCaching):
+class AdapterEngineAheadCaching(Adapting, TokenEngineAheadCaching):
     """`AdapterEngineAhead` with a prefix cache."""

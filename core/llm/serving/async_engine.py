@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heappop
+from itertools import islice
 from math import inf
 from typing import cast
 
@@ -152,6 +153,8 @@ class TokenEngineAhead(TokenEngine):
                             return  # with two steps in flight, or at what lies between two
                         if later is not None:
                             now = later
+                            if worker.inbox:
+                                self._take_in(now)
                             continue
                     most = view.free_blocks - self.headroom
                     if step.plain == DECODES and view.decoding and self._blocks_of_a_step(None) <= most:
@@ -305,6 +308,47 @@ class TokenEngineAhead(TokenEngine):
         self._free = batch.launched
         if len(self.ends) > self.trim_at:
             self._trim()
+
+    @property
+    def regroups(self) -> bool:
+        """Whether it costs the host anything which sequences are in a step."""
+        return self._absent is not None
+
+    def newcomers(self) -> int:
+        """How many have come since the host took requests in last."""
+        new, self._untaken = self._untaken, 0
+        return new
+
+    def resume(
+        self,
+        flying: tuple[TokenBatch, Flight] | None,
+        *,
+        over: bool,
+        settled: float,
+        launched: float,
+        away: int,
+        begun: bool,
+        left_out: bool,
+    ) -> None:
+        """Somebody else has gone through steps since the engine was `steady`, and the host decides. *flying* is in
+        flight (None: nothing is), or *over* without the host having heard of that. It heard of an end last at
+        *settled*, and has launched all at *launched*. The first *away* of those that decode are not in its tables,
+        nor is the last of all that run if *left_out*; that one was *begun* in the last step if that is set."""
+        view, absent = self.view, self._absent
+        self.settled, self._free = settled, launched
+        self._fruitless = 0
+        self._recomputed.clear()
+        view.in_flight = None
+        self.flights.clear()
+        if flying is not None:
+            view.in_flight, flight = flying
+            self.flights.append(flight)
+            self._unheard = [view.in_flight] if over else []
+        view.checked = None
+        if absent is not None:
+            last = [next(reversed(view.running))] if begun or left_out else []
+            absent.decoding = set(islice(self.bases, away))
+            absent.begun, absent.prompts = set(last if begun else ()), set(last if left_out else ())
 
     def rest(self, seconds: float) -> None:
         """The host does what lies between two steps for so long, and then decides."""

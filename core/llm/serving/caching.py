@@ -16,7 +16,7 @@ from ...request import Request
 from ...serving.worker import Loop
 from ..batch import Piece, TokenBatch
 from ..host_tier import HostTier
-from ..policy import Chunk
+from ..policy import Chunk, Step
 from ..prefix_cache import Block, PrefixCache, PromptContent
 from ..request import CachingTask, TokenTask
 from .async_engine import TokenEngineAhead
@@ -45,6 +45,7 @@ class Caching(_Base):
         self.tables: dict[TokenTask, list[Block]] = {}
         self._known = view.free_blocks  # the free blocks that *cache* knows of
         self._loses: TokenTask | None = None  # who is being preempted
+        self._served = 0  # blocks off the line already, for those who run in the step that is being made
         self._serials = 0
         self._lookup = opaque(self.cache.found)
 
@@ -72,6 +73,38 @@ class Caching(_Base):
             self._known = free
 
     # -- what comes free ----------------------------------------------------------------------------------
+
+    def _serve_before(self, needs: Sequence[int]) -> None:
+        # What the preempted one gives back stands before all that can be found again, and they do not get that.
+        free, taken = self.view.free_blocks - self.headroom, 0
+        for blocks in needs:
+            if taken + blocks > free:
+                break
+            taken += blocks
+        more = taken - self._served
+        if more > 0:
+            self._catch_up()
+            self.cache.take(more)
+            self._known -= more
+            self._served = taken
+
+    def _take_served(self, blocks: int) -> None:
+        """Those who run take so many *blocks* off the line, but for those that they have."""
+        had = min(blocks, self._served)
+        self._served -= had
+        self.cache.take(blocks - had)
+
+    def _unserve(self) -> None:
+        """What was taken off the line for a step that it does not need after all is put back."""
+        if self._served:
+            self.cache.give_back((), unnamed=0, partial=self._served)
+            self._known += self._served
+            self._served = 0
+
+    def _carry_out(self, step: Step, now: float) -> bool:
+        done = super()._carry_out(step, now)
+        self._unserve()
+        return done
 
     def _gives_back(self, task: TokenTask, *, back: bool) -> int:
         """*task* gives back its blocks; with *back* it may want them again. Gives how many of them others still
@@ -130,6 +163,7 @@ class Caching(_Base):
     def _launch(
         self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
     ) -> None:
+        self._served = 0
         super()._launch(decode, context, pieces, chosen, now)
         self._catch_up()
 
@@ -143,7 +177,7 @@ class Caching(_Base):
         shown = [task.pending if task in view.waiting else 0 for task, _ in prefill]
         soon = self._blocks_of_a_step(chosen) if decode else 0
         if soon:
-            cache.take(soon)  # those that decode take theirs first
+            self._take_served(soon)  # those that decode take theirs first
         tokens = decode * view.limits.tokens_per_decode
         most = view.max_batched_tokens - tokens
         own = getattr(self.worker.policy, "tokens_a_step", None)
@@ -186,6 +220,7 @@ class Caching(_Base):
             most -= count + more
             computed = task.base_computed
             pieces.append((task, count, computed - count))
+        self._unserve()
         self._known = cache.free
         view.free_blocks = cache.free + soon  # which are counted when they have decoded
         return pieces
@@ -241,7 +276,7 @@ class Caching(_Base):
         assert isinstance(task, CachingTask)
         computed, held = task.base_computed, self._blocks_of(task)
         blocks = max(held, self._blocks_upto(computed + count))
-        self.cache.take(blocks - held)
+        self._take_served(blocks - held)
         self._takes(task, blocks)
         self.cache.register(self.tables[task], task.prompt_content, task.prompt, computed + count)
         task.base_computed = computed + count

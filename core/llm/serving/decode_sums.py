@@ -165,8 +165,13 @@ class DecodeSums(TokenBooks):
                     break
             if most <= view.free_blocks:
                 break
+            self._serve_before([need(task)[0] for task in order])
             needed -= need(order[-1])[0]
             self._preempt(order.pop())
+
+    def _serve_before(self, needs: Sequence[int]) -> None:
+        """The last of those that run, who want *needs* new blocks each in their order, is about to be preempted:
+        until there was too little, those before got theirs."""
 
     def _preempt(self, task: TokenTask) -> None:
         """*task* loses its memory."""

@@ -17,7 +17,7 @@ from ...pipeline import Stage
 from ...request import Request, Task
 from ...serving.dispatch import Dispatcher
 from ...serving.worker import Loop, Worker
-from ..request import HandedTask
+from ..request import Handed
 
 #: What sends one prompt at a time: each prefill engine, each decode engine, each pair of them, or all together; or
 #: as many as there are go at once, and none slows another down.
@@ -31,7 +31,7 @@ class Source(Protocol):
 
     @property
     def worker(self) -> Worker: ...
-    def let_go(self, task: HandedTask) -> None: ...
+    def let_go(self, task: Handed) -> None: ...
     def wake(self) -> None: ...
 
 
@@ -40,8 +40,8 @@ class Target(Protocol):
 
     @property
     def worker(self) -> Worker: ...
-    def take_over(self, task: HandedTask, length: int) -> None: ...
-    def kv_came(self, task: HandedTask) -> None: ...
+    def take_over(self, task: Handed, length: int) -> None: ...
+    def kv_came(self, task: Handed) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class KVTransfer:
 
 @dataclass
 class Line:
-    """Those that wait for a link, with the engines that get them, in order; and whether it sends."""
+    """Those that wait for a link, each with the engine that gets it and the tokens to send, in order; and whether it
+    sends."""
 
-    waiting: deque[tuple[HandedTask, Target]] = field(default_factory=deque)
+    waiting: deque[tuple[Handed, Target, int]] = field(default_factory=deque)
     sending: bool = False
 
 
@@ -79,8 +80,8 @@ class Handover:
         self.workers = list(workers)
         self.transfer = transfer
         self.dispatcher = dispatcher if len(workers) > 1 else None
-        self._held: dict[HandedTask, Source] = {}  # whose KV stands where they were prefilled
-        self._lengths: dict[HandedTask, int] = {}  # true ones, of those that no decode engine has yet
+        self._held: dict[Handed, Source] = {}  # whose KV stands where they were prefilled
+        self._lengths: dict[Handed, int] = {}  # true ones, of those that no decode engine has yet
         self._lines: dict[tuple[str, ...], Line] = {}
 
     def attach(self, loop: Loop) -> None:
@@ -92,7 +93,7 @@ class Handover:
 
     # -- which engine decodes ---------------------------------------------------------------------------------
 
-    def offer(self, task: HandedTask, length: int, source: Source) -> None:
+    def offer(self, task: Handed, length: int, source: Source) -> None:
         """The prompt of *task* stands at *source*; it is to generate so many tokens."""
         self._held[task], self._lengths[task] = source, length
         worker: Worker | None = self.workers[0]
@@ -117,7 +118,7 @@ class Handover:
         if self.dispatcher is not None and not self.loop.stopped:
             self.dispatcher.freed(stage)
 
-    def release(self, task: HandedTask) -> None:
+    def release(self, task: Handed) -> None:
         """The KV of *task* is not needed any more where it was prefilled."""
         source = self._held.pop(task, None)
         if source is None:
@@ -128,10 +129,15 @@ class Handover:
 
     # -- when its KV gets there ------------------------------------------------------------------------------
 
-    def fetch(self, task: HandedTask, engine: Target) -> None:
-        """*engine* has reserved memory for *task*: its KV is sent there when its turn comes."""
+    def fetch(self, task: Handed, engine: Target, tokens: int) -> None:
+        """*engine* has reserved memory for *task*: the KV of so many *tokens* is sent there when its turn comes; if
+        there are none, all of it is there."""
+        if not tokens:
+            task.sent = self.now()
+            self.loop.call_at(task.sent, partial(self._was_there, task, engine))
+            return
         line = self._lines.setdefault(self._link(self._held[task], engine), Line())
-        line.waiting.append((task, engine))
+        line.waiting.append((task, engine, tokens))
         self._send(line)
 
     def standstill(self, source: Source) -> bool:
@@ -149,7 +155,7 @@ class Handover:
         """Begin to send what is next, if the link is free and the engine that sends may."""
         limited = self.transfer.link != "unlimited"
         while line.waiting and not (line.sending and limited):
-            task, engine = line.waiting[0]
+            task, engine, tokens = line.waiting[0]
             source = self._held.get(task)
             if source is not None:
                 if not self.transfer.overlap and (source.worker.view.in_flight is not None or source.sending):
@@ -157,11 +163,18 @@ class Handover:
                 now = self.now()
                 line.sending, task.sent = True, now
                 source.sending += 1
-                seconds = self.transfer.seconds[source.worker.name](task.prompt)
+                seconds = self.transfer.seconds[source.worker.name](tokens)
                 self.loop.call_at(now + seconds, partial(self._sent, line, task, engine, source))
             line.waiting.popleft()  # whose request has ended meanwhile is not sent
 
-    def _sent(self, line: Line, task: HandedTask, engine: Target, source: Source) -> None:
+    def _was_there(self, task: Handed, engine: Target) -> None:
+        """Nothing of *task* is to be sent to *engine*."""
+        if task in self._held:
+            task.handed = self.now()
+            self.release(task)
+            engine.kv_came(task)
+
+    def _sent(self, line: Line, task: Handed, engine: Target, source: Source) -> None:
         """The KV of *task* has come to *engine*."""
         line.sending = False
         source.sending -= 1

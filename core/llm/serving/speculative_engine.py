@@ -86,6 +86,7 @@ class SpeculativeEngine(TokenEngine):
         needs |= {task: self._need(task, count) for task, count in prefill if task in view.running}
         needed, before = sum(needs.values()), len(view.running)
         while needed > view.free_blocks:
+            self._serve_before([needs.get(task, 0) for task in view.running])
             last = next(reversed(view.running))
             needed -= needs.get(last, 0)
             self._preempt(last)

@@ -27,7 +27,7 @@ from .engine import TokenEngine
 from .freed_blocks import TokenEngineAheadKeeping, TokenEngineKeeping
 from .host import Host, LLMWorker
 from .pipeline_engine import PipelineEngine, PipelineEngineCaching, PipelineView
-from .pools import DecodeEngine, PrefillEngine
+from .pools import PrefillEngine, in_role
 from .speculative_engine import SpeculativeEngine, SpeculativeEngineCaching
 
 __all__ = ["Host", "TokenWorker"]
@@ -78,7 +78,7 @@ class TokenWorker(LLMWorker):
             kinds = [PipelineEngine, PipelineEngine, PipelineEngineCaching]
         kind = kinds[2 if limits.enable_prefix_caching else limits.keep_freed]
         if self.role != "both":
-            kind = PrefillEngine if self.role == "prefill" else DecodeEngine
+            kind = in_role(self.role, kind)
         if self.speculation is not None:
             kind = SpeculativeEngineCaching if limits.enable_prefix_caching else SpeculativeEngine
         self.engine = kind(loop, self)

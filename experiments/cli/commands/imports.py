@@ -1,4 +1,4 @@
-"""``servetwin import``: a profile of a language model without a GPU.
+"""``servetwin import``: a profile of a language model without a GPU; ``servetwin convert``: a trace of conversations.
 
 `servetwin.experiments.cli.app` takes it up. What it needs is imported when it runs.
 """
@@ -86,7 +86,7 @@ def import_profile(
     content = engine(source_format, source, settings, profile=name)
     tables.make_folder(out.parent)
     command = shlex.join(["servetwin", *sys.argv[1:]])
-    files.write_whole(out, lambda path: path.write_text(text(content, command), encoding="utf-8"))
+    tables.write_text(out, text(content, command))
     found = load(str(out))
     if as_json:
         print_json(profile_dict(found.data, out))
@@ -102,3 +102,63 @@ def _option(text: str) -> tuple[str, str]:
     if not equals or not name or not value:
         raise BadInput("is no NAME=VALUE", where=f"--set {text}", right="--set compute=0.6")
     return name, value
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A file of conversations, .json or .jsonl, or either packed (.gz).")],
+    form: Annotated[
+        str, typer.Option("--form", help="sharegpt, multi-turn, messages, full-prompts, agentic-mooncake.")
+    ],
+    out: Annotated[Path, typer.Option(help="Trace to write, .csv; must not exist.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Counts tokens of texts: a tokenizer.json, a folder with one, a model's name.")
+    ] = None,
+    characters_per_token: Annotated[
+        float | None, typer.Option(help="Instead: so many characters are taken for a token.")
+    ] = None,
+    delay: Annotated[
+        float | None, typer.Option(help="Seconds from an answer to the next turn, where the file does not say it.")
+    ] = None,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Leave out and count what cannot be a turn, in place of an error.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trace with sessions of recorded conversations or of an agent's requests."""
+    from ...registry.catalog import suggest
+    from ...sweeps import tables
+    from ...sweeps.tables import write_whole
+    from ...workload.traces import conversations
+
+    if form not in conversations.FORMS:
+        raise BadInput(f"unknown form {form!r}", where="--form", right=suggest(form, list(conversations.FORMS)))
+    if out.suffix != ".csv":
+        raise BadInput(f"{out.suffix or 'no ending'} is no kind of trace", where=f"--out {out}", right=".csv")
+    if out.exists():
+        raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
+    if delay is not None and not 0.0 <= delay <= 1e7:
+        raise BadInput(f"is {delay:g}", where="--delay", right="seconds, from 0 to 1e7")
+    if tokenizer is not None and characters_per_token is not None:
+        raise BadInput("both count tokens", where="--tokenizer, --characters-per-token", right="one of them")
+    count, by = None, "the file says how many tokens"
+    if tokenizer is not None:
+        count, by = conversations.counted_by(tokenizer), f"tokens of texts as counted by {tokenizer}"
+    elif characters_per_token is not None:
+        count = conversations.counted_by_characters(characters_per_token)
+        by = f"a token for every {characters_per_token:g} characters, as stated"
+    left = conversations.Left(leave_out)
+    found = conversations.talks(source, form, count, delay, left)
+    tables.make_folder(out.parent)
+    text = "\n".join(conversations.rows(found)) + "\n"
+    write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
+    timed = found[0].at is not None
+    turns = sum(len(talk.turns) for talk in found)
+    if as_json:
+        told = {"trace": str(out), "sessions": len(found), "turns": turns, "timed": timed, "left_out": left.why}
+        print_json({**told, "tokens": by})
+        return
+    say(f"{out}: {len(found)} sessions with {turns} turns; {by}")
+    for why, often in left.why.items():
+        say(f"left out {often} times: {why}")
+    if not timed:
+        say("it is not said when sessions begin: let workload.arrivals say it, with workload.trace")

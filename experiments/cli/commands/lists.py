@@ -118,8 +118,7 @@ def copy_profile(name: str, out: Path) -> Path:
     from servetwin.profiles import files
     from servetwin.profiles.profile import COSTS
 
-    from ...backends.profile import write_whole
-    from ...sweeps.tables import make_folder
+    from ...sweeps.tables import make_folder, write_whole
 
     if out.suffix not in (".yaml", ".yml"):
         raise BadInput(f"{str(out)!r} is no name of a profile", where="--out", right="FILE.yaml")

@@ -335,6 +335,15 @@ class Profile(TypedDict):
 
 
 @_closed
+class Converted(TypedDict):
+    trace: str
+    sessions: int
+    turns: int
+    timed: bool  #: it says when sessions begin
+    tokens: str  #: what counted them
+    left_out: dict[str, int]  #: how often, by why
+
+
 class ListedProfile(TypedDict):
     profile: str
     device: str
@@ -388,6 +397,7 @@ COMMANDS: dict[str, Any] = {
     "trace": Trace,
     "profile": Profile,
     "import": Profile,
+    "convert": Converted,
     "policies": list[Policy] | Policy,
     "workloads": list[Workload],
     "profiles": list[ListedProfile] | Profile,

@@ -72,7 +72,8 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
     fleet, groups = summary.get("fleet"), {w.device for w in experiment.deployment.workers if w.gpus}
     costs = cost_lines(summary.get("cost"), summary["duration"], fleet)
-    for line in (*fleet_lines(fleet), *fault_lines(summary.get("faults")), *costs, *_use_lines(use, groups)):
+    told = *fleet_lines(fleet), *fault_lines(summary.get("faults")), *placement_lines(summary.get("placement"))
+    for line in (*told, *costs, *_use_lines(use, groups)):
         say(line)
     for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -250,6 +251,9 @@ def show_tokens(stage: str, tokens: dict[str, Any], *, offloads: bool = False) -
     if tokens.get("handovers"):
         wait, way = tokens["mean_handover_wait_ms"], tokens["mean_handover_ms"]
         say(f"  {tokens['handovers']} handed over: mean wait {wait:.1f} ms, {way:.1f} ms on the way")
+    if tokens.get("handover_hit_rate") is not None:
+        rate, hits = 100 * tokens["handover_hit_rate"], tokens["handover_hits"]
+        say(f"  of their prompts {rate:.1f} %, {hits} tokens, found where they decode and not sent")
     if "within_limits" in tokens:
         say(f"  {tokens['within_limits']} requests within the limits")
 
@@ -283,6 +287,15 @@ def fault_lines(faults: Mapping[str, Any] | None) -> list[str]:
     if faults["out_of_memory"]:
         lines.append(f"{faults['out_of_memory']} batches did not fit into memory")
     return lines
+
+
+def placement_lines(placement: Mapping[str, Any] | None) -> list[str]:
+    """What a run says of cards that several models share."""
+    if placement is None:
+        return []
+    models = ", ".join(f"{name} {own['swaps']}" for name, own in placement["models"].items())
+    each = f" ({models})" if models else ""
+    return [f"weights: {placement['swaps']} swaps{each}, {placement['seconds_swapping']:.1f} s in all"]
 
 
 def cost_lines(cost: Mapping[str, Any] | None, duration: float, fleet: Mapping[str, Any] | None = None) -> list[str]:
@@ -347,3 +360,7 @@ def show_real(real: dict[str, Any]) -> None:
     for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
         if spread := real[key]:
             say(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
+    if host := real.get("host"):
+        from servetwin.profiles.llm import launch_times  # which simulations do without
+
+        say(launch_times.line(host["over_profile"], host["profile"]))

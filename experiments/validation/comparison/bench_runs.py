@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.serving.worker import TokenWorker
+from servetwin.core.processes.temporary_folders import temporary_folder
 from servetwin.real.vllm.plan import Run, Served
 from servetwin.real.vllm.records import record
 
@@ -113,8 +113,8 @@ def compared(first: Path, second: Path) -> tuple[dict[str, Any], list[str]]:
         raise BadInput(what, where=str(second), right="a run folder on one side")
     (bench,), other = benches, first if second in benches else second
     meta = compare_runs.read(other).meta
-    with TemporaryDirectory(prefix="servetwin-") as work:
-        made = as_run(bench, with_requests_of(bench, dict(meta.get("experiment", {}))), Path(work) / bench.stem)
+    with temporary_folder() as work:
+        made = as_run(bench, with_requests_of(bench, dict(meta.get("experiment", {}))), work / bench.stem)
         found = compare_runs.compare(*(made if path == bench else path for path in (first, second)))
     for side in found["runs"]:
         if side["folder"] == str(made):

@@ -13,6 +13,7 @@ from typing import Any, NotRequired
 
 from pydantic import ConfigDict
 from servetwin.core import BadInput
+from servetwin.core.files import plain
 from typing_extensions import TypedDict
 
 from .run_files import checked, loaded
@@ -210,7 +211,7 @@ def _is_time(value: object) -> bool:
 def unpacked(path: Path) -> Any:
     """What a packed file of JSON holds, a recording. Raises `BadInput`."""
     try:
-        with gzip.open(path, "rb") as file:
+        with gzip.open(plain(path), "rb") as file:
             text = file.read(MOST_UNPACKED + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError):
         raise BadInput("the file is no gzip file, or not whole", where=str(path), right=RIGHT) from None

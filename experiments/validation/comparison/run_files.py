@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from servetwin.core import BadInput
+from servetwin.core.files import plain
 from typing_extensions import TypedDict
 
 from .compare_llm_runs import FIGURES
@@ -196,7 +197,7 @@ def read_json(path: Path, missing: str, *, divided: bool = True) -> dict[str, An
     """The object in the file *path*; *missing* is said if there is none. A summary whose figures are to be *divided*
     by must have them: a run that took no time has no goodput. Raises `BadInput`."""
     try:
-        if path.stat().st_size > MOST_WHOLE:
+        if plain(path).stat().st_size > MOST_WHOLE:
             raise BadInput(f"the file has more than {MOST_WHOLE >> 20} MiB", where=str(path), right=RIGHT)
         found = loaded(path.read_bytes(), str(path))
     except FileNotFoundError:
@@ -280,7 +281,7 @@ def batch_lines(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path, kind: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        with path.open("rb") as file:
+        with plain(path).open("rb") as file:
             number = 0
             while line := file.readline(MOST_LINE + 1):
                 number += 1

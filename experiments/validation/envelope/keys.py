@@ -105,6 +105,7 @@ NAMES = {
     "deployment.handover": "prefill and decode apart",
     "deployment.autoscaler": "replicas that come and go",
     "deployment.faults": "devices that fail",
+    "deployment.cards": "cards that several models share",
 }
 
 #: Words of content are cut to so many characters; what is cut is told apart by a hash.

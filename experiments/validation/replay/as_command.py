@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,8 +13,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Call *main* with the arguments of the command line. An error is a line on standard error, and its exit code."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except ServeTwinError as error:
         sys.stderr.write(f"servetwin: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # whoever reads has read enough
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever reads has read enough: the exit code of `cli.entry`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

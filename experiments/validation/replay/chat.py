@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import AfterValidator, Field
 from servetwin.core import BadInput
 from servetwin.core.arithmetic import float_sum
+from servetwin.core.files import plain
 from servetwin.core.llm import TokenRequest
+from servetwin.core.processes.temporary_folders import temporary_folder
 from typing_extensions import TypedDict
 
 from ...assembly import build
@@ -129,10 +130,10 @@ class ChatRun:
         content = json.loads(json.dumps(self.experiment))
         deployment = content["deployment"]
         deployment["devices"] = _devices(content, profile)
-        with TemporaryDirectory(prefix="servetwin-") as here:
+        with temporary_folder() as here:
             for of, key in routers(content):
                 if of[key] in self.files:
-                    router = Path(here) / Path(of[key]).name
+                    router = here / Path(of[key]).name
                     router.write_text(self.files[of[key]], encoding="utf-8")
                     of[key] = str(router)
             yield load(content)
@@ -189,7 +190,7 @@ def recordings() -> list[Path]:
 def read(path: Path) -> tuple[str, list[ChatRun]]:
     """The profile and the runs of a file that `pack` wrote. Raises `BadInput`."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(plain(path), "rt", encoding="utf-8") as file:
             data = json.load(file)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise BadInput(f"are no runs as they should be: {error}", where=str(path), right=RIGHT) from None

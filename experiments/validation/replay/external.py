@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request, ServingLoop
+from servetwin.core.files import plain
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.client import play
@@ -83,7 +84,7 @@ def is_external(path: Path) -> bool:
 def read(path: Path) -> External:
     """A file that `pack` wrote. Raises `BadInput`."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(plain(path), "rt", encoding="utf-8") as file:
             data = json.load(file)
         rows = data.pop("requests")
         sent = tuple((row[0], row[1], row[2]) for row in rows)

@@ -25,6 +25,7 @@ from ...spec.experiment import Experiment
 from ...spec.loading import load
 from ...spec.overrides import Override
 from ...sweeps.point import AVERAGED, TOKENS, Row, main_worker, mean_attainment, results_of, settings_of
+from ...sweeps.pool import pooled
 from ..comparison.compare_runs import RunRecords, find_runs, is_run, over_profile, read
 from ..comparison.run_files import request_lines
 from ..comparison.run_table import MeasuredRun
@@ -181,7 +182,7 @@ def replay_all(
     """A row per run: the mean over *seeds* seeds of the simulated noise (the run's own seed and those that follow).
     With *keep*, the first of them leaves its records in a folder of the run's name there.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     before = [inputs.inputs_of(r.experiment) for r in found]
     tasks = []
@@ -191,8 +192,8 @@ def replay_all(
             out = keep / r.run.folder.name if keep is not None and k == 0 else None
             tasks.append((number, r.run.folder, experiment, out, r.experiment.seed))
     rows: list[list[Row]] = [[] for _ in found]
-    pool = Parallel(n_jobs=1 if len(tasks) < 4 else jobs, return_as="generator")
-    for done, (number, row) in enumerate(pool(delayed(_numbered)(*task) for task in tasks), 1):
+    replayed = pooled(1 if len(tasks) < 4 else jobs, (delayed(_numbered)(*task) for task in tasks))
+    for done, (number, row) in enumerate(replayed, 1):
         rows[number].append(row)
         if progress is not None:
             progress(done, mean_attainment(row for own in rows for row in own))

@@ -27,6 +27,7 @@ from servetwin.profiles.tables.costs import INTAKE, RATIO, RECENT_LOAD_MEMORY, S
 
 from ...assembly.llm_workers import host_ahead
 from ...registry import policy_registry
+from ...sweeps.pool import pooled
 from ..comparison import recording_files
 
 if TYPE_CHECKING:
@@ -257,13 +258,13 @@ def scored(campaign: Campaign, profile: Profile, seeds: int = 10, jobs: int = 1)
     What is drawn (see `Side.drawn`) is drawn *seeds* times, and what comes of it is their mean; times then stand
     beside each other. 0: nothing is drawn.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     slos = sorted({run.slo for run in campaign.runs} | {"3+1.5", "5+2"})
     runs = [run for run in campaign.runs if not run.profiled]
     sides = {name: Side(load(name) if name else profile, slos) for name in {run.profile for run in runs}}
     tasks = (delayed(_both)(run, campaign.limits, sides[run.profile], seeds) for run in runs)
-    for run, found in zip(runs, Parallel(n_jobs=jobs, return_as="generator")(tasks), strict=True):
+    for run, found in zip(runs, pooled(jobs, tasks), strict=True):
         for slo, (real, simulated) in found.items():
             yield run, slo, real, simulated
 

@@ -18,11 +18,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from servetwin.core import BadInput
+from servetwin.core.processes.temporary_folders import temporary_folder
 from typing_extensions import TypedDict
 
 from ..comparison.run_files import OPEN, Time, checked, request_lines
@@ -210,10 +210,10 @@ def read(path: Path) -> dict[str, Any]:
 def unpacked(paths: Sequence[Path]) -> Iterator[Path]:
     """A folder with the run folders of *paths*, while it lasts: what `folder` needs of them."""
     words = {letter: word for word, letter in LETTERS.items()}
-    with TemporaryDirectory(prefix="servetwin-") as work:
+    with temporary_folder() as work:
         for path in paths:
             data = read(path)
-            here = Path(work) / path.name.removesuffix(".json.gz")
+            here = work / path.name.removesuffix(".json.gz")
             here.mkdir()
             for name, text in data["files"].items():
                 (here / Path(name).name).write_text(text, encoding="utf-8")

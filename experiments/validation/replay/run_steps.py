@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,9 @@ from typing import Any
 import numpy as np
 import yaml
 from servetwin.core import BadInput
+from servetwin.core.processes.temporary_folders import temporary_folder
 from servetwin.profiles import Profile, load
+from servetwin.profiles.llm.launch_times import over_profile
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
 from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
 
@@ -96,25 +97,14 @@ def device_errors(steps: Floats, profile: Profile) -> dict[str, Floats]:
 
 
 def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> dict[str, float]:
-    """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost."""
-    from servetwin.real.vllm.profiling.fitting.host_fit import TAIL  # which a profile's launches have in them
-
-    last = int(profile.token_data.engine.graph_tokens or 0)
+    """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost; what
+    is too rare to be told is taken to be as slow as steps that only decode."""
     prompt, sequences, decode, launched, sampled = (steps[:, COLUMNS.index(name)] for name in HOST)
-    tokens, (median, mean) = prompt + decode, schedule
-
-    def cost(name: str) -> float:
-        return profile.cost(name).scalar()
-
-    alone = prompt == 0
-    usual = cost(BEGINS()) + cost(BEGINS_EACH()) * float(np.median(sequences[alone]))
-    factors = {BEGINS(): float((np.median(launched[alone]) + median) / usual)}
-    pieces = {LAUNCH_PIECES(): ~alone & (tokens <= last), LAUNCH(): tokens > last}
-    for name, some in pieces.items():
-        usual = cost(name) + cost(LAUNCH_EACH()) * float(sequences[some].mean()) if some.any() else 1.0
-        enough = int(some.sum()) >= JUDGED
-        factors[name] = float((sampled[some].mean() + mean + TAIL) / usual) if enough else factors[BEGINS()]
-    return factors
+    graphs = int(profile.token_data.engine.graph_tokens or 0)
+    found = over_profile(
+        np.column_stack((prompt + decode, sequences, launched, sampled)), schedule, profile.costs, graphs
+    )
+    return {name: found.get(name, found[BEGINS()]) for name in (BEGINS(), LAUNCH_PIECES(), LAUNCH())}
 
 
 @contextmanager
@@ -124,8 +114,8 @@ def with_host(profile: Profile, factors: Mapping[str, float]) -> Iterator[str]:
     also = {BEGINS_EACH(): BEGINS(), LAUNCH_EACH(): BEGINS()}
     for name in (*factors, *also):
         data["costs"][name]["value"] *= factors[also.get(name, name)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "profile.yaml"
+    with temporary_folder() as folder:
+        path = folder / "profile.yaml"
         path.write_text(yaml.safe_dump(data), encoding="utf-8")
         yield str(path)
 

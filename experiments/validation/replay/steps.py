@@ -2,7 +2,9 @@
 
 ``python -m servetwin.experiments.validation.replay.steps [FILE ...]`` fits each recording (by default all under
 ``measured/``) anew, without a GPU, as `servetwin profile` does on one, and prints how far the profile is off on steps
-of traffic that it was not made of, by kind of step; beside it stand predictors that look at less.
+of traffic that it was not made of, by kind of step; beside it stand predictors that look at less, and how far steps
+are off that were made several times, each predicted by the median of the others: who knows nothing but what a step
+computes can hardly be nearer.
 
 With ``--halves`` before the files each is judged on every second load of its traffic, as it is and made of the other
 loads as well: what requests at random tell that chosen steps do not.
@@ -36,7 +38,8 @@ def recordings() -> list[Path]:
 
 def judged(file: Path) -> dict[str, Errors]:
     """By predictor, the errors on the steps of traffic in *file*: of "the profile" that is made of all others, of
-    "tokens alone" (the median of steps of about as many tokens), and of "the table alone", without recent load."""
+    "tokens alone" (the median of steps of about as many tokens), and of "the table alone", without recent load; and
+    of "the same again", steps of one composition predicted by the others of it."""
     from servetwin.profiles.llm.schema import TokenModel
     from servetwin.profiles.llm.step_table import TokenTable
     from servetwin.real.vllm.profiling.fitting import step_profile
@@ -53,6 +56,7 @@ def judged(file: Path) -> dict[str, Errors]:
         "the profile": step_profile.blind_errors(found, table, made["costs"], last),
         "the table alone": step_profile.blind_errors(found, table, {}, last),
         "tokens alone": _by_tokens(found, last),
+        "the same again": _by_themselves(found, last),
     }
 
 
@@ -95,6 +99,28 @@ def _by_tokens(found: Sequence[Sample], last: int) -> Errors:
         if s.kind == "traffic" and s.alone and not s.waited:
             near = np.argsort(np.abs(tokens - s.tokens), kind="stable")[:15]
             errors[kind_of(s, last)].append(float(np.median(seconds[near])) / s.seconds - 1.0)
+    return errors
+
+
+#: Steps of one composition at least, and by which share their contexts may differ.
+ALIKE, NEAR = 4, 0.02
+
+
+def _by_themselves(found: Sequence[Sample], last: int) -> Errors:
+    """Chosen steps alone are made several times; those of requests at random hardly ever are."""
+    from servetwin.real.vllm.profiling.fitting.step_profile import KINDS, kind_of
+
+    cells: dict[tuple[Any, ...], list[Sample]] = {}
+    for s in found:
+        if s.kind != "traffic" and s.alone and not s.waited:
+            context = round(float(np.log(max(s.context, 1))) / NEAR)
+            cells.setdefault((s.kind, tuple(s.chunks), s.decode, context), []).append(s)
+    errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for some in cells.values():
+        if len(some) >= ALIKE:
+            seconds = np.array([s.seconds for s in some])
+            for i, s in enumerate(some):
+                errors[kind_of(s, last)].append(float(np.median(np.delete(seconds, i))) / s.seconds - 1.0)
     return errors
 
 

@@ -26,6 +26,7 @@ In every format a line may also say what the request says of itself: ``class``, 
 sooner), ``weight``, ``slo`` (s), or ``slo_factor`` (of what the request takes alone).
 
 `formats` says what lines mean, `lines` reads them, `bench_file` those of ``vllm bench serve``, `katz_file` Katz's.
+`conversations` makes a plain trace of conversations and agents of others (``servetwin convert``).
 The format is told by the first line. What is wrong is told in one line, with the number of the line at fault. A small
 sample of each lies in ``samples/``; the numbers in them are synthetic, but for ``vllm-bench.json``, which vLLM's
 client wrote of a tiny model on a busy CPU."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from servetwin.core import BadInput
+from servetwin.core.files import plain
 
 Row = dict[str, Any]
 Line = tuple[int, Row]
@@ -44,7 +45,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, path: Path, most: int) -> None:
         self.where, self.most, self.left = str(path), most, most
-        self.packed = gzip.open(path, "rb")  # noqa: SIM115 (closed with this object)
+        self.packed = gzip.open(plain(path), "rb")  # noqa: SIM115 (closed with this object)
 
     def readable(self) -> bool:
         return True
@@ -88,7 +89,7 @@ def opened(path: Path, most: int = MOST_UNPACKED) -> Iterator[IO[str]]:
 
 def _text(path: Path, most: int) -> IO[str]:
     if path.suffix != ".gz":
-        return path.open(encoding="utf-8-sig", newline="")
+        return plain(path).open(encoding="utf-8-sig", newline="")
     return io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, _Unpacked(path, most))), "utf-8-sig", newline="")
 
 

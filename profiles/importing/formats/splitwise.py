@@ -11,7 +11,7 @@ import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
 from servetwin.core import BadInput
@@ -109,12 +109,13 @@ def _model(rows: list[dict[str, str]], path: Path) -> dict[str, Any]:
     lengths = {n: {k: median(times) for k, times in decodes[n].items()} for n in batch}
     alone = lengths[batch[0]]
     each = sorted(alone)
+    slope = _slope(alone)
     surface = []
     for n in batch:
-        # Larger batches were measured at one length: each sequence then takes for more tokens what one alone does.
+        # Larger batches were measured at one length. A token more in a sequence's context takes what it takes one
+        # alone, by a line through its times: the noise of single times would be multiplied by the sequences.
         own, first = lengths[n], min(lengths[n])
-        less = _at(first, alone)
-        surface.append([own.get(k, own[first] + n * max(alone[k] - less, 0.0)) for k in each])
+        surface.append([own.get(k, max(own[first] + n * slope * (k - first), alone[each[0]])) for k in each])
     return {
         "prefill": {
             "tokens": [1, *tokens],  # fewer than the table's take what its fewest do
@@ -137,14 +138,10 @@ def _rounded(seconds: float) -> float:
     return float(f"{seconds:.6g}")
 
 
-def _at(x: int, known: Mapping[int, float]) -> float:
-    """On straight lines between what is *known*; level beyond its ends."""
-    xs = sorted(known)
-    if x <= xs[0] or x >= xs[-1]:
-        return known[xs[0] if x <= xs[0] else xs[-1]]
-    high = next(i for i, k in enumerate(xs) if k >= x)
-    a, b = xs[high - 1], xs[high]
-    return known[a] + (known[b] - known[a]) * (x - a) / (b - a)
+def _slope(times: Mapping[int, float]) -> float:
+    """Seconds that a token more takes, by least squares through *times*; not less than none."""
+    xs, ys = list(times), list(times.values())
+    return max(linear_regression(xs, ys).slope, 0.0) if len(xs) > 1 else 0.0
 
 
 def _spread(rows: list[dict[str, str]]) -> float:

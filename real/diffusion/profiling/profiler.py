@@ -9,16 +9,15 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from servetwin.core import Policy, Recorder, Request, RunFolder, Shape
 from servetwin.core.arithmetic import float_sum
+from servetwin.core.processes.temporary_folders import temporary_folder
 from servetwin.profiles.verdict import SAMPLES
 
 from ...executor import undisturbed
@@ -372,8 +371,8 @@ class Profiler:
         workers = workers_of(
             stages, policies, self.limit, self.device, self._estimate(), once=self.once, shape=self.shape
         )
-        with tempfile.TemporaryDirectory() as folder:
-            recorder = RunFolder(Path(folder), {})
+        with temporary_folder() as folder:
+            recorder = RunFolder(folder, {})
             spells = self.server.serve(stages, workers, requests, recorder).spells
             recorder.close()
         self.count.one()

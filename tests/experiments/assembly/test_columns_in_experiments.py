@@ -14,6 +14,7 @@ from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps.point import results_of
 from servetwin.experiments.workload.traces import sample
+from servetwin.sim.llm.ahead_columns import AheadColumns
 from servetwin.sim.llm.columns import Columns
 from servetwin.sim.llm.request_columns import TokenColumns
 
@@ -54,6 +55,9 @@ engines = st.fixed_dictionaries(
 )
 
 
+#: With an engine that decides each step when the last is over, and with one that decides a step ahead.
+SYNC, ASYNC = "opt-13b-a6000", "opt-13b-h100-async"
+
 SHORT = {"llm": {"prompt": {"draw": "constant", "tokens": 90}, "output": {"draw": "uniform", "low": 1, "high": 50}}}
 #: What a class may promise, by whether tokens have deadlines.
 STRICTER = {
@@ -72,8 +76,8 @@ classes = st.fixed_dictionaries(
 )
 
 
-def experiment(policy: str, engine: dict, slo: dict, seed: int = 0, requests: int = 60, **more):
-    tree = load("opt-13b-a6000").as_dict()
+def experiment(policy: str, engine: dict, slo: dict, seed: int = 0, requests: int = 60, *, base: str = SYNC, **more):
+    tree = load(base).as_dict()
     tree["policy"], tree["seed"] = {"name": policy}, seed
     tree["slo"] = slo
     tree["workload"] |= {"requests": requests, "draws": "seeded"}
@@ -117,11 +121,11 @@ def same(chosen, records: bool = False) -> dict:
     arrivals, slos, engines, st.booleans(), st.none() | st.sampled_from([50, 5]), st.integers(0, 99),
     st.sampled_from([{}, {}, {"stop_after": 5.0}, {"client_delay": 0.01}]),
     st.sampled_from([None, None, {}, {"tokens": True}]),
-    st.just({}) | st.dictionaries(st.sampled_from("abc"), classes, min_size=1),
+    st.just({}) | st.dictionaries(st.sampled_from("abc"), classes, min_size=1), st.sampled_from([SYNC, ASYNC]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_experiment_reports_the_same(
-    policy, prompt, output, arrives, slo, engine, noisy, limit, seed, system, records, kinds
+    policy, prompt, output, arrives, slo, engine, noisy, limit, seed, system, records, kinds, base
 ) -> None:
     if policy == "edf-llm" and slo.get("prefill") is None:
         slo = {"prefill": 3.0, "decode": 1.5}
@@ -129,7 +133,7 @@ def test_any_experiment_reports_the_same(
     found = same(experiment(
         policy, engine, slo, seed, prompt=prompt, output=output, limit=limit, arrivals=arrives, system=system,
         time={"noise": noisy, "table": table}, records=records or {},
-        classes=kinds,
+        classes=kinds, base=base,
     ), records is not None)  # fmt: skip
     assert found["requests"] == 60
 
@@ -144,6 +148,12 @@ def test_many_requests_report_the_same(policy: str, rate: float) -> None:
     found = same(chosen, records=True)
     assert (found["preemptions"] > 0) == (rate == 3.0)
     assert build(chosen).play().stages["llm"].itl.bins is not None
+
+
+@pytest.mark.parametrize(("policy", "rate"), [("vllm-v1", 24.0), ("vllm-v1", 60.0), ("sarathi", 4.0), ("vllm", 12.0)])
+def test_many_requests_report_the_same_where_an_engine_decides_ahead(policy: str, rate: float) -> None:
+    chosen = load(ASYNC, [("policy", policy), ("rate", rate), ("requests", 3000)])
+    same(chosen, records=True)
 
 
 @pytest.mark.parametrize("name", ["azure.csv", "burstgpt.csv", "mooncake.jsonl"])
@@ -172,12 +182,12 @@ def test_classes_as_numbers_are_the_requests_that_they_were() -> None:
     assert {row[5] for row in found} == {"a", "b"}
 
 
-def went(monkeypatch: pytest.MonkeyPatch, chosen, recorder=None) -> int:
+def went(monkeypatch: pytest.MonkeyPatch, chosen, recorder=None, way: type = Columns) -> int:
     """How often an experiment was left to the loop that takes requests as numbers."""
     times = []
-    run = Columns.run
+    run = way.run
     with monkeypatch.context() as patch:
-        patch.setattr(Columns, "run", lambda *a: times.append(1) or run(*a))
+        patch.setattr(way, "run", lambda *a: times.append(1) or run(*a))
         build(chosen, recorder).play()
     return len(times)
 
@@ -198,6 +208,9 @@ def test_which_experiments_go_as_numbers(monkeypatch: pytest.MonkeyPatch, tmp_pa
     for more in ([("policy", "edf-llm")], [("policy", "neustream-llm")], [("system.stop_after", 1.0)],
                  [("slo.window", {"skip": 1.0, "requests": 5})]):  # fmt: skip
         assert went(monkeypatch, opt(*more)) == 0
+    for policy, times in (("vllm", 1), ("vllm-v1", 1), ("sarathi", 1), ("neustream-llm", 0)):
+        chosen = load(ASYNC, [("policy", policy), ("rate", 8.0), ("requests", 40)])
+        assert went(monkeypatch, chosen, way=AheadColumns) == times
     folder = RunFolder(tmp_path / "run", {})
     assert went(monkeypatch, opt(), folder) == 1
     folder.close()

@@ -153,6 +153,16 @@ def test_what_does_not_go_together_is_refused_by_name(toy: Path) -> None:
         load(LLM, [("deployment.faults", {"detect_seconds": 1}), ("deployment.autoscaler", scaler)])
     with pytest.raises(BadInput, match="faults do not go together with an SLO that is shared out"):
         load(toy, [("deployment.faults", {"detect_seconds": 1}), ("budget.split", "equal")])
+    plan = load(LLM).as_dict()["deployment"]
+    kind, worker = plan["devices"]["gpu0"], plan["workers"][0]
+    plan |= {"devices": {"a": kind, "b": kind}, "faults": {"detect_seconds": 1}}
+    plan["workers"] = [{**worker, "name": name, "device": name, "engine": {"blocks": 200}} for name in "ab"]
+    plan["cards"] = {"gpu0": {"devices": ["a", "b"], "gb_per_s": 25, "source": "x"}}
+    with pytest.raises(BadInput, match="faults do not go together with cards that several models share"):
+        load(LLM, [("deployment", plan)])
+    classes = {"all": {"share": 1, "enters": ["llm"]}}
+    with pytest.raises(BadInput, match="faults do not go together with classes that enter single modules"):
+        load(LLM, [("deployment.faults", {"detect_seconds": 1}), ("workload.classes", classes)])
     from servetwin.experiments.bound.most_met import most_met
 
     with pytest.raises(BadInput, match="the bound knows no devices that fail"):

@@ -62,6 +62,8 @@ def own_profile(folder: Path, cost: dict[str, Any]) -> str:
     return str(path)
 
 
+OFFLOADS = {"enable_prefix_caching": True, "kv_offloading": {"gib": 40, "gb_per_s": 20, "source": "assumed"}}
+STANDS = {"handover": {"gb_per_s": 25.0, "source": "assumed", "overlap": False}}
 WRONG = [
     ({"handover": None}, "nothing says what handing KV over to the workers that decode costs"),
     ({"handover": {"gb_per_s": 25.0}}, "nothing says where the bandwidth comes from"),
@@ -76,8 +78,12 @@ WRONG = [
     ({"workers": [worker("decode")]}, "'llm' has no worker with the role prefill"),
     ({"workers": [worker("prefill"), worker("decode"), worker(None, device="prefill0")]}, "have a role"),
     ({"workers": [worker("prefill"), worker("decode", device="prefill0")]}, "has a worker that prefills"),
-    ({"workers": [worker("prefill", engine={"enable_prefix_caching": True}), worker("decode")]}, "prefix_caching"),
-    ({"workers": [worker("prefill", engine={"asynchronous": True}), worker("decode")]}, "asynchronous is not known"),
+    ({"workers": [worker("prefill", engine={"keep_freed": True}), worker("decode")]}, "keep_freed is not known"),
+    ({"workers": [worker("prefill"), worker("decode", engine=OFFLOADS)]}, "KV in host memory is not known"),
+    (
+        {"workers": [worker("prefill", engine={"asynchronous": True}), worker("decode")], **STANDS},
+        "nothing stands still",
+    ),
     ({"workers": [worker("prefills"), worker("decode")]}, "deployment.workers.0.role"),
     ({"devices": {"prefill0": A6000, "decode0": "a6000/opt-30b-tp2"}}, "models whose KV differs"),
 ]
@@ -215,10 +221,14 @@ def test_without_roles_an_experiment_says_nothing_of_them() -> None:
     assert all("role" not in spec for spec in content["deployment"]["workers"])
 
 
-def test_an_engine_that_decides_ahead_is_refused(tmp_path) -> None:
+def test_engines_that_decide_ahead_hand_over_too(tmp_path) -> None:
+    """By a profile of vLLM with asynchronous scheduling; alone on both sides nothing of the hosts is seen twice."""
     devices = {"prefill0": "h200-chat/llama-3.1-8b", "decode0": "h200-chat/llama-3.1-8b"}
-    with pytest.raises(BadInput, match="decide a step when the one before is over"):
-        build.build(load(file(tmp_path, apart(devices=devices))))
+    caches = {"engine": {"enable_prefix_caching": True}}
+    workers = [worker("prefill", **caches), worker("decode", **caches)]
+    summary = build.run(load(file(tmp_path, apart(devices=devices, workers=workers)))).as_dict()
+    assert summary["handovers"] == summary["requests"] == 40
+    assert summary["prefix_cache_hits"] == summary["handover_hits"] == 0  # no two prompts begin alike
 
 
 def test_the_sweep_that_comes_along_says_what_was_handed_over_and_who_wins() -> None:

@@ -85,6 +85,68 @@ def test_a_server_that_does_not_tell_its_tokens_has_no_sessions(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_several_servers_refuse_sessions_by_name(tmp_path):
-    with pytest.raises(BadInput, match=r"workload.sessions: here no request waits for others to end"):
+def test_several_servers_want_a_worker_each(tmp_path):
+    with pytest.raises(BadInput, match=r"2 servers for 1 workers"):
         VllmBackend().ask(["http://127.0.0.1:1", "http://127.0.0.1:2"], load("tiny-opt-cpu", SETS), tmp_path / "run")
+
+
+@pytest.mark.parametrize("router", ["round_robin", "central"])
+def test_turns_go_to_several_servers_as_the_router_says(tmp_path, router):
+    """What a turn begins with was said by whichever server had the one before."""
+    answers = Asked()
+    sets = [*SETS, ("deployment.replicas", 2), ("deployment.router", router)]
+    with Serving(answers=answers) as a, Serving(answers=answers) as b:
+        VllmBackend().ask([a.url, b.url], load("tiny-opt-cpu", sets), tmp_path / "run")
+        asked = [sum(head.startswith(b"POST") for head in server.heads) for server in (a, b)]
+    check_records(tmp_path / "run")
+    found = lines(tmp_path / "run")
+    assert [(r["session"], r["turn"]) for r in found] == [(i // 4, i % 4) for i in range(20)]
+    moved = 0
+    for before, r in itertools.pairwise(found):
+        if r["turn"]:
+            said = answers.prompts[before["id"]] + answers.answers[before["id"]]
+            assert answers.prompts[r["id"]][: len(said)] == said
+            assert r["arrival"] >= before["finished"] + 0.02
+            moved += r["stages"][0]["worker"] != before["stages"][0]["worker"]
+    assert sum(asked) == 20
+    assert min(asked) > 0
+    if router == "round_robin":
+        assert asked == [10, 10]
+        assert moved
+
+
+def test_a_session_that_several_servers_cannot_go_on_with_is_told(tmp_path):
+    sets = [*SETS, ("deployment.replicas", 2)]
+    with (
+        Serving(answers=Asked(ids=False)) as a,
+        Serving(answers=Asked(ids=False)) as b,
+        pytest.raises(BadInput, match="does not tell which tokens it generates"),
+    ):
+        VllmBackend().ask([a.url, b.url], load("tiny-opt-cpu", sets), tmp_path / "run")
+
+
+def test_a_trace_of_sessions_is_sent_to_a_server(tmp_path):
+    """AIPerf's form, whose rows say what turns add: as it is read for a simulation."""
+    rows = [
+        {"session_id": "a", "timestamp": 0, "input_length": 30, "output_length": 4},
+        {"session_id": "b", "timestamp": 10, "input_length": 20, "output_length": 5},
+        {"session_id": "a", "delay": 15, "input_length": 6, "output_length": 3},
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = {"draw": "trace"}
+    sets = [
+        ("workload.requests", None),
+        ("workload.arrivals", {"process": "trace", "file": str(tmp_path / "talks.jsonl")}),
+        ("workload.lengths", {"llm": {"prompt": drawn, "output": drawn, "limit": 20}}),
+        ("workload.sessions", {"turns": drawn}),
+    ]
+    answers = Asked()
+    with Serving(answers=answers) as server:
+        VllmBackend().ask(server.url, load("tiny-opt-cpu", sets), tmp_path / "run")
+    found = {(r["session"], r["turn"]): r for r in lines(tmp_path / "run")}
+    assert {k: (r["stages"][0]["prompt"], r["stages"][0]["generated"]) for k, r in found.items()} == {
+        (0, 0): (30, 4),
+        (0, 1): (40, 3),
+        (1, 0): (20, 5),
+    }
+    assert found[0, 1]["arrival"] >= found[0, 0]["finished"] + 0.015

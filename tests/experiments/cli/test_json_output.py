@@ -137,3 +137,14 @@ def test_import(servetwin, tmp_path: Path):
     found = printed(servetwin, "import", "roofline", "opt-13b", "--device", "h100", "--out", out)
     assert found["files"] == [str(out)]
     assert found["basis"]
+
+
+def test_convert(servetwin, tmp_path: Path):
+    (tmp_path / "talks.json").write_text(
+        '[{"id": 1, "messages": [{"role": "assistant", "content": "b"}]}, {"messages": '
+        '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]'
+    )
+    arguments = ("--form", "sharegpt", "--characters-per-token", 4, "--leave-out", "--out", tmp_path / "t.csv")
+    found = printed(servetwin, "convert", tmp_path / "talks.json", *arguments)
+    assert (found["sessions"], found["turns"], found["timed"]) == (1, 1, False)
+    assert found["left_out"] == {"a conversation answers before it asks": 1}

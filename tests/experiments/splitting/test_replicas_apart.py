@@ -60,7 +60,7 @@ slos = st.sampled_from([
 
 
 def fleet(policy: str = "vllm-v1", replicas: int = 3, router: object = "round_robin", requests: int = 80, **more):
-    tree = load("opt-13b-h100").as_dict()
+    tree = load(more.pop("base", "opt-13b-h100")).as_dict()
     tree["policy"] = {"name": policy}
     tree["workload"] |= {"requests": requests, "draws": "seeded"}
     tree["workload"]["lengths"]["llm"] = {"truncate": True, **more.pop("lengths", tree["workload"]["lengths"]["llm"])}
@@ -91,18 +91,18 @@ def same(chosen) -> dict:
     st.sampled_from(["vllm", "vllm-v1", "vllm-v1", "sarathi", "neustream-llm", "edf-llm"]), st.integers(2, 5),
     st.sampled_from(["round_robin", "random"]), lengths, arrivals, slos, st.booleans(), st.booleans(),
     st.sampled_from([{}, {}, {"enable_prefix_caching": True}, {"blocks": 250}, {"stamp": "seen", "headroom": 1}]),
-    st.integers(0, 99), st.booleans(),
+    st.integers(0, 99), st.booleans(), st.sampled_from(["opt-13b-h100", "opt-13b-h100", "opt-13b-h100-async"]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_fleet_reports_the_same(
-    policy, replicas, router, lengths, arrivals, slo, noise, priced, engine, seed, classes
+    policy, replicas, router, lengths, arrivals, slo, noise, priced, engine, seed, classes, base
 ) -> None:
     if policy in ("edf-llm", "neustream-llm") and slo["prefill"] is None:
         slo = {"prefill": 3.0, "decode": 1.5}
     more = {"classes": CLASSES} if classes else {}
     same(fleet(
         policy, replicas, router, lengths=lengths, arrivals=arrivals, slo=slo, noise=noise, priced=priced,
-        engine=engine, seed=seed, **more,
+        engine=engine, seed=seed, base=base, **more,
     ))  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from vllm import SamplingParams
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
+    KVTransferConfig,
     LoRAConfig,
     ModelConfig,
     SchedulerConfig,
@@ -104,10 +105,11 @@ def scheduler(
     drafts: int = 0,
     method: str = "ngram",
     stages: int = 1,
+    connector: str | None = None,
 ) -> Any:
     """vLLM's scheduler, or *cls*, with that many usable KV blocks; with *caching* it has its prefix cache, with
-    *max_loras* LoRA adapters, with *drafts* so many of them a step by that *method*, and
-    with its layers in so many *stages*."""
+    *max_loras* LoRA adapters, with *drafts* so many of them a step by that *method*, with its layers in so many
+    *stages*, and with that KV *connector*, by its scheduler's side alone."""
     speculates: dict[str, Any] = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
     cache = CacheConfig(block_size=block_size, enable_prefix_caching=caching)
     config = VllmConfig(
@@ -125,6 +127,7 @@ def scheduler(
         additional_config={"servetwin": settings or {}},
         lora_config=LoRAConfig(max_loras=max_loras, max_cpu_loras=99) if max_loras else None,
         speculative_config=SpeculativeConfig(**speculates) if drafts else None,
+        kv_transfer_config=KVTransferConfig(kv_connector=connector, kv_role="kv_both") if connector else None,
     )
     if drafts:
         config.speculative_config.method = method  # whose model the scheduler does not look at

@@ -128,6 +128,11 @@ RUNS: dict[str, tuple[tuple[str, str, dict[str, Any], float, float, int | None],
         ("long", "vllm-v1", {}, 13.0, 1.0, 2048),
         ("chat", "sarathi", {"chunk": 512}, 30.0, 4.0, 2048),
         ("long", "slos-serve", {}, 11.0, 1.0, None),
+        # 24 to 27: policies that had never run on a GPU before.
+        ("chat", "vtc", {}, 45.0, 1.0, None),
+        ("chat", "andes", {}, 40.0, 1.0, None),
+        ("chat", "fastserve", {}, 40.0, 1.0, None),
+        ("chat", "fastserve", {}, 30.0, 1.0, None),
     ),
     "opt-13b": (
         ("chat", "vllm-v1", {}, 20.0, 1.0, None),
@@ -161,6 +166,8 @@ def requests_of(model: str, kind: str, rate: float) -> int:
 
 #: Requests that run at once.
 LIMIT = 256
+#: Policies that compute prompts whole, in steps of their own: none of these requests is longer than a step.
+WHOLE = ("vtc", "andes", "fastserve")
 
 
 def runs_of(model: str, caching: bool) -> tuple[tuple[str, str, dict[str, Any], float, float, int | None], ...]:
@@ -173,6 +180,8 @@ def experiment_of(model: str, number: int, profile: str, limit: int, caching: bo
     kind, policy, params, rate, cv, budget = runs_of(model, caching)[number]
     prompt, output = LENGTHS[kind][model]
     engine: dict[str, Any] = {"whole_prompt": True, **({"max_batched_tokens": budget} if budget else {})}
+    if policy in WHOLE:
+        engine["max_model_len"] = 8192
     lengths: dict[str, Any] = {"prompt": prompt, "output": output}
     if caching:
         engine["enable_prefix_caching"] = True

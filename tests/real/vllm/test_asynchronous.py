@@ -260,6 +260,17 @@ def test_a_profile_from_the_command_line_serves_a_run(engine, tmp_path):
     check_records(tmp_path / "run")
 
 
+def test_a_run_tells_how_long_its_launches_took(engine):
+    done = engine.serve(requests(8), Settings(), policy=Odd())
+    assert len(done.launches) == len(done.steps)
+    for launch, step in zip(done.launches, done.steps, strict=True):
+        assert launch.sequences == step.decode + len(step.prefill)
+        assert launch.tokens == step.decode + sum(tokens for _, tokens, _ in step.prefill)
+        assert 0.0 < launch.launched <= launch.sampled
+    engine.step()  # outside of a run nobody watches
+    assert engine.host_clock.take() == []
+
+
 def test_what_vllm_will_not_do_is_said(engine, monkeypatch):
     from servetwin.real.vllm import internals
 

@@ -7,6 +7,7 @@ from servetwin.core.invariants.record_checker import check_records
 from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.vllm import VllmBackend
 from servetwin.experiments.spec.loading import load
+from servetwin.experiments.workload.traces import conversations
 from servetwin.real.vllm.engine import VllmEngine
 from servetwin.real.vllm.plan import SessionSender
 
@@ -66,6 +67,19 @@ def lines(folder):
     )
 
 
+def same_hits(folder):
+    """For real and in simulation as many tokens of each prompt were found, and so the hit rates are the same."""
+    found = {
+        kind: (
+            [r["stages"][0]["cached"] for r in lines(folder / kind)],
+            json.loads((folder / kind / "summary.json").read_text())["llm"]["llm"]["prefix_cache_hit_rate"],
+        )
+        for kind in ("real", "sim")
+    }
+    assert found["real"] == found["sim"]
+    assert found["sim"][1] > 0.0
+
+
 @pytest.mark.parametrize("more", [[CACHING], [CLOSED]], ids=["open, prefixes cached", "closed"])
 def test_the_prompt_of_a_turn_is_what_was_really_said(backend, heard, tmp_path, more):
     prompts, answers = heard
@@ -90,6 +104,8 @@ def test_the_prompt_of_a_turn_is_what_was_really_said(backend, heard, tmp_path, 
         assert len(prompts[r["id"]]) == r["stages"][0]["prompt"]
         assert r["arrival"] <= r["stages"][0]["queued"]
     assert max(r["turn"] for r in real) > 1
+    if CACHING in more:
+        same_hits(tmp_path)
     if CLOSED in more:  # what is in flight at any time is what clients keep there
         events = sorted([(r["arrival"], 1) for r in real] + [(r["finished"], -1) for r in real])
         counts = [sum(step for _, step in events[: i + 1]) for i in range(len(events))]
@@ -115,3 +131,36 @@ def test_drops_end_sessions_or_do_not(backend, heard, tmp_path, after_drop):
             assert after is None or prompts[after["id"]][: len(prompts[r["id"]])] == prompts[r["id"]]
     else:
         assert not any((r["session"], r["turn"] + 1) in follow for r in dropped)
+
+
+def test_conversations_of_others_whose_tokens_a_tokenizer_counts(backend, tmp_path):
+    """ShareGPT's form, by a tokenizer.json: for real and in simulation turns are as long, and find as much."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    said = [["human", "one two three " * 9], ["gpt", "four five"], ["human", "six"], ["gpt", "seven " * 7]]
+    talk = {"id": "a", "conversations": [{"from": who, "value": text} for who, text in said]}
+    (tmp_path / "talks.json").write_text(json.dumps([talk, {**talk, "id": "b"}]))
+    count = conversations.counted_by(str(tmp_path))
+    left = conversations.Left()
+    found = conversations.talks(tmp_path / "talks.json", "sharegpt", count, 0.01, left)
+    assert found[0].turns == [(27, 2, 0.0), (1, 7, 0.01)]
+    (tmp_path / "talks.csv").write_text("\n".join(conversations.rows(found)) + "\n")
+    drawn = {"draw": "trace"}
+    sets = [
+        ("workload.requests", None),
+        ("workload.trace", {"file": str(tmp_path / "talks.csv")}),
+        ("workload.arrivals", {"process": "closed", "clients": 1}),
+        ("workload.sessions", {"turns": drawn}),
+        ("workload.lengths", {"llm": {"prompt": drawn, "output": drawn, "limit": 20}}),
+        CACHING,
+    ]
+    experiment = load("tiny-opt-cpu", sets)
+    backend.run(experiment, tmp_path / "real")
+    build.run(experiment, tmp_path / "sim")
+    for kind in ("real", "sim"):
+        stays = [r["stages"][0] for r in lines(tmp_path / kind)]
+        assert [(s["prompt"], s["generated"]) for s in stays] == [(27, 2), (30, 7)] * 2
+    same_hits(tmp_path)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 from engines import Anything, Linear, SteppingTokens, requests
 from engines_apart import Pool, serve_apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servetwin.core.llm import CumulativeSLO, TokenRequest
+from servetwin.core.llm import CumulativeSLO, PromptContent, TokenRequest
+from servetwin.core.llm.prefix_cache import SessionContent
 from servetwin.policies.llm.andes import Andes
 from servetwin.policies.llm.edf_llm import EDFLLM
 from servetwin.policies.llm.fastserve import FastServe
@@ -36,16 +38,24 @@ POLICIES = [
 
 
 def predicted(rows) -> list[TokenRequest]:
+    """Requests of *rows*; most begin as others do, and two of three have an adapter."""
     sent = requests(*rows, limit=40)
     for request in sent:
         request.predicted = {"llm": 1 + 7 * request.id % 40}
+        if request.id % 4:
+            request.prefix = {"llm": PromptContent((request.id % 3,), 40 + 30 * (request.id % 3))}
+        request.class_name = f"class {request.id % 3}"
     return sent
+
+
+ADAPTERS = (("class 0", "adapter 0"), ("class 1", "adapter 1"))
 
 
 @st.composite
 def worlds(draw):
     dice = random.Random(draw(st.integers(0, 10**6)))
     size = draw(st.sampled_from([1, 4, 16]))
+    adapts = draw(st.booleans())
 
     def pool(many: int) -> Pool:
         limits = {
@@ -55,31 +65,37 @@ def worlds(draw):
             "max_sequences": draw(st.sampled_from([1, 3, 64])),
             "headroom": draw(st.sampled_from([0, 1])),
             "preemption": draw(st.sampled_from(["recompute", "swap"])),
+            "enable_prefix_caching": draw(st.booleans()),
+            **({"max_loras": draw(st.sampled_from([1, 2])), "adapters": ADAPTERS} if adapts else {}),
         }
+        ahead = draw(st.booleans())
+        if ahead or adapts or limits["enable_prefix_caching"]:
+            limits["preemption"] = "recompute"
         kind = draw(st.sampled_from([*POLICIES, Anything, Anything]))
         policies = [kind(dice.randint(0, 99)) if kind is Anything else kind() for _ in range(many)]
-        return Pool(policies, Linear(d0=draw(st.sampled_from([0.01, 0.04]))), limits)
+        return Pool(policies, Linear(d0=draw(st.sampled_from([0.01, 0.04]))), limits, ahead)
 
     rows, now = [], 0.0
     for _ in range(draw(st.integers(1, 25))):
         now += dice.choice([0.0, 0.0, 0.01, 0.1, 1.0])
         rows.append((now, dice.choice([288, dice.randint(1, 300)]), dice.choice([1, 2, 5, 40])))  # 288 fill 18 blocks
+    prefill = pool(draw(st.integers(1, 2)))
     return {
-        "prefill": pool(draw(st.integers(1, 2))),
+        "prefill": prefill,
         "decode": pool(draw(st.integers(1, 3))),
         "sent": predicted(rows),
         "slo": SLO,
         "seconds": draw(st.sampled_from([lambda n: 0.0, lambda n: 0.002 + n * 1e-4, lambda n: n * 1e-2])),
         "router": draw(st.sampled_from([Central, JSQ, LeastLoaded, RoundRobin]))(),
         "link": draw(st.sampled_from(["prefill", "decode", "pair", "shared", "unlimited"])),
-        "overlap": draw(st.booleans()),
+        "overlap": prefill.ahead or draw(st.booleans()),
         "first_token": draw(st.sampled_from(["prefill", "decode"])),
         "stop_at": draw(st.sampled_from([None, None, 0.3, 2.0])),
     }
 
 
 @given(worlds())
-@settings(max_examples=60)
+@settings(max_examples=120)
 def test_no_run_breaks_an_invariant(world) -> None:
     serve_apart(**world)  # raises InvariantBroken otherwise
 
@@ -238,7 +254,7 @@ def test_a_run_repeats_and_steps_as_one_event_equal_steps_one_by_one(world) -> N
         for role in ("prefill", "decode"):
             policies = [VLLM() if isinstance(p, Anything) else copy.deepcopy(p) for p in world[role].policies]
             wrapped = [SteppingTokens(p) if stepping else p for p in policies]
-            pools[role] = Pool(wrapped, world[role].times, world[role].limits)
+            pools[role] = replace(world[role], policies=wrapped)
         return serve_apart(**{**world, **pools, "sent": copy.deepcopy(world["sent"]), "router": RoundRobin()}).log
 
     again, whole, single = run(False), run(False), run(True)
@@ -257,3 +273,79 @@ def test_a_prompt_that_fills_the_engine_that_decodes(policy, first_token: str) -
     assert all(request.outcome is not None for request in run.sent)
     if first_token == "prefill":
         assert run.sent[0].reason == "its 257 tokens do not fit into decode0"
+
+
+CACHING = {"enable_prefix_caching": True}
+
+
+def alike(*rows):
+    """Requests whose prompts all begin with the same 96 tokens."""
+    sent = requests(*rows)
+    for request in sent:
+        request.prefix = {"llm": PromptContent(("system",), 96)}
+    return sent
+
+
+def test_prompts_find_what_others_left_on_either_side() -> None:
+    """Prompts of 100 tokens take 20 ms; whoever finds 96 of them computes four, in 10.4 ms, and has four sent."""
+    sent = alike((0.0, 100, 3), (1.0, 100, 3))
+    run = apart(sent, prefill=CACHING, decode=CACHING, seconds=lambda n: n * 1e-3)
+    first, second = run.visit(0), run.visit(1)
+    assert (first.prefilled, first.handed - first.sent, first.found) == pytest.approx((0.02, 0.1, 0))
+    assert (second.prefilled, second.handed - second.sent, second.found) == pytest.approx((1.0104, 0.004, 96))
+    assert (first.cached_tokens, second.cached_tokens) == (0, 96)
+    assert run.log.records[1]["stages"][0]["handover"]["found"] == 96
+
+
+def test_blocks_can_be_found_while_they_are_sent() -> None:
+    """The second prompt begins as the first does, which is still on its way."""
+    run = apart(alike((0.0, 100, 3), (0.05, 100, 3)), prefill=CACHING, seconds=lambda n: 0.5)
+    assert (run.visit(0).handed, run.visit(1).prefilled) == pytest.approx((0.52, 0.0604))
+    assert run.visit(1).found is None
+
+
+def test_what_is_all_there_takes_no_link() -> None:
+    """Of 96 tokens nothing is to be sent; the link is busy with another prompt meanwhile."""
+    sent = requests((0.0, 96, 2), (1.0, 100, 2), (1.001, 96, 2))
+    for request in (sent[0], sent[2]):
+        request.prefix = {"llm": PromptContent(("system",), 96)}
+    run = apart(sent, prefill=CACHING, decode=CACHING, seconds=lambda n: 0.5)
+    last = run.visit(2)
+    assert last.found == 96
+    assert last.handed == last.sent < run.visit(1).handed
+
+
+def test_a_next_turn_has_only_what_is_new_sent() -> None:
+    """With its answers: the decode side has the first turn's prompt, and all of what it generated but the last."""
+    first, second = requests((0.0, 100, 30), (2.0, 200, 5))
+    first.prefix = {"llm": SessionContent(1)}
+    second.prefix = {"llm": SessionContent(1)}
+    run = apart([first, second], prefill=CACHING, decode=CACHING, seconds=lambda n: n * 1e-3)
+    later = run.visit(1)
+    assert (later.cached_tokens, later.found) == (96, 128)  # of blocks of 16: of 100, and of 100 + 29
+    assert later.handed - later.sent == pytest.approx(0.072)
+
+
+def test_deciding_ahead_hides_what_lies_between_two_steps() -> None:
+    """Alone it changes nothing on either side: the token that a prompt gives is the last one there."""
+    run = serve_apart(
+        Pool([VLLMV1()], PLAIN, ahead=True),
+        Pool([VLLMV1()], PLAIN, ahead=True),
+        requests((1.0, 100, 5)),
+        seconds=lambda n: n * 5e-3,
+    )
+    assert run.visit(0).times() == pytest.approx([1.02, 1.54, 1.56, 1.58, 1.60])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_adapters_that_come_wait_for_a_place(ahead: bool) -> None:
+    """One at a time: the KV of the second request comes while the first decodes, and waits until that ends."""
+    sent = requests((0.0, 100, 11), (0.0, 100, 3))
+    for number, request in enumerate(sent):
+        request.class_name = f"class {number}"
+    one = {"max_loras": 1, "adapters": ADAPTERS}
+    pool = Pool([VLLMV1()], PLAIN, one, ahead)
+    run = serve_apart(pool, replace(pool, policies=[VLLMV1()]), sent, seconds=lambda n: 0.1)
+    first, second = run.visit(0), run.visit(1)
+    assert second.handed < first.finished
+    assert second.times()[1] == pytest.approx(first.finished + 0.02)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from servetwin.core.arithmetic import float_sum
+from servetwin.profiles.llm.launch_times import TAIL
 from servetwin.profiles.tables.costs import (
     BEGINS,
     BEGINS_EACH,
@@ -36,8 +37,6 @@ from ..measuring.device_steps import Sample, Steps, ends, lines_through
 STALLED, SHARE = 2e-3, 0.6
 #: Stalls at least, for anything to be said of them.
 STALLS = 5
-#: Seconds from the end of a launch that the device waited for until its own end.
-TAIL = 4e-4
 #: Launches at least whose batch lost, or got back, so many sequences, for a cost of that to be told; how often the
 #: line through them is drawn anew without what is furthest off, and the share that stays.
 MOVED, FEW, TRIMS, KEPT = 20, 4, 8, 0.97

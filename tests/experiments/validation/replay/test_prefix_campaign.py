@@ -22,6 +22,7 @@ FOLDER = MEASURED / "h200-prefix"
         ("h200-prefix/runs-llama-3.1-8b.json.gz", 14, 1.0, 5.8, 20.0),
         ("h200-cached/runs-llama-3.1-8b.json.gz", 11, 0.8, 4.2, 11.5),
         ("h200-requests/runs-llama-3.1-8b-caching.json.gz", 10, 0.7, 3.0, 7.0),
+        ("h200-full/runs-llama-3.1-8b-caching.json.gz", 10, 0.5, 5.2, 11.5),
     ],
 )
 def test_what_is_found_in_the_cache_is_predicted_and_goodput_is_as_reported(
