@@ -187,6 +187,9 @@ class ComparedRuns(TypedDict):
     tokens: Annotated[dict[str, Any], "of each language model (reference/token-metrics.md)"]
     steps: NotRequired[Annotated[dict[str, Any], "of engines, by kind"]]
     cost: NotRequired[Annotated[dict[str, Any], "where devices of both have prices: first, second, gap"]]
+    fleet: NotRequired[
+        Annotated[dict[str, Any], "where replicas come and go in one of them: `mean_replicas`, `starts` and others"]
+    ]
     quality: NotRequired[
         Annotated[
             dict[str, Any],
