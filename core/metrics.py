@@ -54,6 +54,7 @@ class Summary:
         self.outcomes: Counter[Outcome] = Tally()
         self.requests = 0
         self.cut_off = 0  # of the failed, those that the end of the run cut off
+        self.failures: Counter[str] = Counter()  # of the others that failed: why, and how many
         self.first_arrival: float | None = None
         self.last_arrival = 0.0
         self.last_end = 0.0
@@ -74,8 +75,11 @@ class Summary:
 
     def ended(self, request: Request, now: float) -> None:
         self.outcomes[request.outcome] += 1  # type: ignore[index]
-        if request.outcome is Outcome.FAILED and request.reason in CUT_OFF:
-            self.cut_off += 1
+        if request.outcome is Outcome.FAILED:
+            if request.reason in CUT_OFF:
+                self.cut_off += 1
+            elif request.reason:
+                self.failures[request.reason] += 1
         if request.finished is not None:
             self.e2el.append(request.finished - request.arrival)
         if request.class_name or request.tenant:
@@ -98,6 +102,7 @@ class Summary:
         self.outcomes.update(other.outcomes)
         self.requests += other.requests
         self.cut_off += other.cut_off
+        self.failures.update(other.failures)
         began = [first for first in (self.first_arrival, other.first_arrival) if first is not None]
         self.first_arrival = min(began, default=None)
         self.last_arrival = max(self.last_arrival, other.last_arrival)
@@ -131,9 +136,9 @@ class Summary:
         """The content of ``summary.json``: counts in requests, rates per second, latencies in milliseconds.
 
         *duration* runs from the first arrival to the last end, as in ``vllm bench serve``; *arrival_span* to the last
-        arrival. Of the failed, *cut_off* counts those that the end of the run cut off, where it did. *classes*,
-        *tenants* and *fairness* are there where requests name classes and tenants, *quality* where policies may do
-        something with steps (`servetwin.core.group_metrics`).
+        arrival. Of the failed, *cut_off* counts those that the end of the run cut off, where it did; *failed_most*
+        has the commonest reason of the others. *classes*, *tenants* and *fairness* are there where requests name
+        classes and tenants, *quality* where policies may do something with steps (`servetwin.core.group_metrics`).
         """
         start = self.first_arrival or 0.0
         duration = self.last_end - start
@@ -143,6 +148,9 @@ class Summary:
         out.update({o.value: self.outcomes[o] for o in Outcome})
         if self.cut_off:
             out["cut_off"] = self.cut_off
+        if self.failures:  # the first by name of those that are as common: replicas are merged in any order
+            reason, many = min(self.failures.items(), key=lambda pair: (-pair[1], pair[0]))
+            out["failed_most"] = {"reason": reason, "requests": many}
         out["finished"] = self.finished
         out["attainment"] = self.attainment if self.requests else None
         out["duration"] = duration

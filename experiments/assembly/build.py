@@ -125,7 +125,8 @@ class Run:
         if used := groups.usage(self.loop):
             summary.input["device_groups"] = used
         if self.meter is not None:
-            summary.input["cost"] = costs(self.experiment, summary.as_dict(), busy, held_for)
+            moving = cards.seconds_moving(self.executor.swaps, summary.last_end) if self.executor.cards else None
+            summary.input["cost"] = costs(self.experiment, summary.as_dict(), busy, held_for, moving)
         return summary
 
     def _play_apart(self) -> Summary:
@@ -208,7 +209,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     acts = any(module.actions for module in experiment.pipeline.modules.values())
     stating = (plan.handover, plan.autoscaler, plan.cards, plan.faults)
     states = optional or acts or any(x is not None for x in stating)
-    if said := [*not_measured(profiles.values()), *(stated.stands_on(experiment) if states else ())]:
+    if said := [*not_measured(profiles.values()), *(stated.stands_on(experiment, profiles) if states else ())]:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
@@ -244,7 +245,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     with policies_answer([worker.policy for worker in workers]):  # each is asked to start
         wired = wiring(experiment, stages, workers, profiles, replicas)
         loop = ServingLoop(stages, workers, executor, recorder, **wired)
-    meter = Meter(workers) if plan.prices is not None else None
+    meter = Meter(workers, plan.counted) if plan.prices is not None else None
     if meter is not None:
         loop.hear_batch = meter.hearing(loop.hear_batch)
     if not load.in_turns:
@@ -443,7 +444,8 @@ def time_shared(experiment: Experiment) -> list[str]:
 
 def stands_on(experiment: Experiment) -> list[str]:
     """A line for each profile of *experiment* that was not measured here, and for each number that it states."""
-    return [*not_measured(load_profiles(experiment).values()), *stated.stands_on(experiment)]
+    profiles = load_profiles(experiment)
+    return [*not_measured(profiles.values()), *stated.stands_on(experiment, profiles)]
 
 
 def policy_not_measured(experiment: Experiment) -> list[str]:

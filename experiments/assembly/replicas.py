@@ -26,7 +26,8 @@ def expanded(experiment: Experiment) -> Experiment:
     for copy in range(1, plan.replicas + 1):
         here = {d: d if copy == 1 else f"{d}.{copy}" for d in plan.devices}
         devices |= {here[d]: profile for d, profile in plan.devices.items()}
-        prices |= {here[d]: price for d, price in (plan.prices or {}).items()}
+        units = {**{card: card if copy == 1 else f"{card}.{copy}" for card in plan.cards or {}}, **here}
+        prices |= {units[d]: price for d, price in (plan.prices or {}).items()}
         for card, said in (plan.cards or {}).items():
             cards[card if copy == 1 else f"{card}.{copy}"] = said.renamed(here)
         for worker, base in zip(plan.workers, names, strict=True):

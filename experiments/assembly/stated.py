@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from ..placement import cards
 from ..spec.experiment import Experiment
 from ..spec.shapes import StepActionsSpec
 from . import engine_options, fleets, handovers
 
+if TYPE_CHECKING:
+    from servetwin.profiles import Profile
 
-def stands_on(experiment: Experiment) -> list[str]:
+
+def stands_on(experiment: Experiment, profiles: Mapping[str, Profile]) -> list[str]:
     """A line for each number, or table, that *experiment* states with its source: of hand-overs, of options of
     engines, of starts of replicas, of what policies may do with steps."""
     found = [*handovers.stands_on(experiment), *engine_options.stands_on(experiment)]
     found += fleets.faults_stand_on(experiment.deployment.faults)
-    found += cards.stands_on(experiment)
+    found += cards.stands_on(experiment) + cards.more_than_known(experiment, profiles)
     scaler = experiment.deployment.autoscaler
     if scaler is not None:
         phases = ", ".join(f"{name.replace('_', '-')} {seconds:g} s" for name, seconds in scaler.start.phases.items())

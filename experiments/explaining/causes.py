@@ -15,6 +15,8 @@ class Cause(StrEnum):
     JOINED_LATE = "joined late"  #: the worker had not taken it in yet when the next batch began
     QUEUE = "queue"  #: others ran instead, before it had begun
     MEMORY = "KV memory"  #: likewise, and too few KV blocks were free for it
+    WEIGHTS = "weights"  #: weights came to the card that its model shares with others
+    OTHER_MODEL = "other model"  #: another model computed on that card
     HELD = "held back"  #: nothing ran: in a simulation the policy waited
     HOST = "host"  #: nothing ran: the host was between two batches (or, in a real run, the policy waited)
     PREEMPTED = "preempted"  #: it had begun, and others ran; in an engine it had lost its KV memory

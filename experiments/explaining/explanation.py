@@ -19,7 +19,7 @@ from .batch_time import batch_time, in_turn, pool_time
 from .causes import SERVED, Cause, Part
 from .engine_time import engine_time
 from .handed_time import handed_time
-from .run_window import RunWindow
+from .run_window import RunWindow, Taken, cards_of, split
 from .slack import Lost, Slack, TokenSlack, judged, lost_at, of_deadline
 from .visits import Visit, end_of, way_of
 from .whole_records import Outcomes
@@ -107,11 +107,16 @@ def explain(folder: Path, *, requests: Sequence[int] = (), worst: int | None = N
     inputs = alone.inputs if alone is not None else {}
     visited = [way_of(record, inputs) for record in chosen]
     outcomes = Outcomes()
-    window = run_window.read(folder, [visit for way in visited for visit in way], outcomes.of(request_lines(folder)))
+    cards, visits = cards_of(folder, meta), [visit for way in visited for visit in way]
+    window = run_window.read(folder, visits, outcomes.of(request_lines(folder)), cards.beside)
+    taken = {visit.worker: cards.taken(visit.worker, window) for visit in visits}
     if summary is not None:
         whole_records.check(folder, summary, outcomes, window.counted)
     simulated = meta.get("kind") == "simulated"
-    found = [_explained(r, way, window, alone, simulated, notes) for r, way in zip(chosen, visited, strict=True)]
+    found = [
+        _explained(record, way, window, taken, alone, simulated, notes)
+        for record, way in zip(chosen, visited, strict=True)
+    ]
     for one in found:
         whole_records.check_times(folder, one.id, one.latency, fsum(part.seconds for part in one.spans))
     return found
@@ -195,12 +200,16 @@ def _explained(
     record: Record,
     way: Sequence[Visit],
     window: RunWindow,
+    taken: Mapping[str, Sequence[Taken]],
     alone: Alone | None,
     simulated: bool,
     notes: Sequence[str],
 ) -> Explanation:
     end, told = end_of(record), list(notes)
-    parts = list(_time_of(record, way, window, alone, simulated, end))
+    parts: list[Part] = []
+    for part in _time_of(record, way, window, alone, simulated, end):
+        there = taken.get(way[part.visit].worker, ()) if way else ()
+        parts += split([part], there) if there else [part]
     for index, visit in enumerate(way):
         if whole_records.CUT_OFF in notes:
             own = whole_records.without_end(parts, window.last.get(visit.worker, end))
@@ -306,6 +315,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
         for number in part.ran.requests:
             if number != visit.request:
                 instead[number] = instead.get(number, 0.0) + part.seconds
+    several = visit.is_handed or any(worker != visit.worker for worker in of_worker)
     return StageTime(
         visit.stage,
         f"{visit.stay['handover']['from']} and {visit.worker}" if visit.is_handed else visit.worker,
@@ -314,7 +324,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
         list(batches),
         len(sizes),
         sum(sizes) / len(sizes) if sizes else None,
-        {worker: list(numbers) for worker, numbers in of_worker.items()} if visit.is_handed else {},
+        {worker: list(numbers) for worker, numbers in of_worker.items()} if several else {},
     )
 
 

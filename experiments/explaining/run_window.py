@@ -1,15 +1,20 @@
-"""The batches of a run while some requests were there, read once from its records."""
+"""The batches of a run while some requests were there, read once from its records; and, where models share a card,
+what the card did meanwhile: other models' batches, and weights that came."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..validation.comparison.run_files import batch_lines
-from .causes import Ran
+from pydantic import ValidationError
+
+from ..assembly.replicas import expanded
+from ..spec.experiment import Experiment
+from ..validation.comparison.run_files import batch_lines, swap_lines
+from .causes import Cause, Part, Ran
 from .step_members import StepMembers
 from .visits import Visit
 
@@ -33,15 +38,22 @@ class RunWindow:
     last: dict[str, float] = field(default_factory=dict)
 
 
-def read(folder: Path, wanted: Iterable[Visit], requests: Iterable[Mapping[str, Any]]) -> RunWindow:
-    """The window of the *wanted* visits; *requests* are the records of all requests of the run.
+def read(
+    folder: Path,
+    wanted: Iterable[Visit],
+    requests: Iterable[Mapping[str, Any]],
+    beside: Callable[[str], Iterable[str]] | None = None,
+) -> RunWindow:
+    """The window of the *wanted* visits; *requests* are the records of all requests of the run. What workers *beside*
+    a visited one ran meanwhile is in it, too.
 
     Raises `BadInput` if the records of batches are not what they must be.
     """
     spans: dict[str, list[tuple[float, float]]] = {}
     for visit in wanted:
         for worker, came, until in visit.places():
-            spans.setdefault(worker, []).append((came, until))
+            for named in (worker, *(beside(worker) if beside is not None else ())):
+                spans.setdefault(named, []).append((came, until))
     engines: dict[str, StepMembers] = {}
     for record in requests:
         for stay in record["stages"]:
@@ -100,3 +112,76 @@ def _iterations(
             said = prefill, preempted, record.get("free")
             yield Ran(record["id"], start, end, members, record["iterations"], *said)
         start, preempted = end, ()
+
+
+# -- models that share a card ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taken:
+    """From *start* to *end* a card was another's: *ran* is the batch of *worker*, or None while weights came."""
+
+    start: float
+    end: float
+    worker: str | None = None
+    ran: Ran | None = None
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Which *workers* are models of which card, and when weights came to each (*swaps*), in order of time."""
+
+    workers: Mapping[str, str]
+    swaps: Mapping[str, Sequence[Taken]]
+
+    def beside(self, worker: str) -> list[str]:
+        """The other workers on the card of *worker*."""
+        card = self.workers.get(worker)
+        return [other for other, own in self.workers.items() if own == card and other != worker]
+
+    def taken(self, worker: str, window: RunWindow) -> list[Taken]:
+        """When the card of *worker* was another's, as far as *window* goes, in order of time."""
+        if worker not in self.workers:
+            return []
+        found = [*self.swaps.get(self.workers[worker], ())]
+        for other in self.beside(worker):
+            found += [Taken(ran.start, ran.end, other, ran) for ran in window.ran.get(other, ())]
+        return sorted(found, key=lambda taken: (taken.start, taken.end))
+
+
+def cards_of(folder: Path, meta: Mapping[str, Any]) -> Cards:
+    """Those of the run in *folder*. Raises `BadInput` if its records of swaps are not what they must be."""
+    named = ((meta.get("experiment") or {}).get("deployment") or {}).get("cards")
+    if not named:
+        return Cards({}, {})
+    swaps: dict[str, list[Taken]] = {}
+    for swap in swap_lines(folder):
+        swaps.setdefault(swap["card"], []).append(Taken(swap["start"], swap["end"]))
+    try:
+        plan = expanded(Experiment.model_validate(meta["experiment"])).deployment
+    except ValidationError:  # made by another version
+        return Cards({}, {})
+    of_card = {device: card for card, said in (plan.cards or {}).items() for device in said.devices}
+    devices = {worker.name or "+".join(worker.modules): worker.device or "" for worker in plan.workers}
+    return Cards({name: of_card[device] for name, device in devices.items() if device in of_card}, swaps)
+
+
+def split(parts: Iterable[Part], taken: Sequence[Taken]) -> Iterator[Part]:
+    """*parts*, those in which the worker ran nothing cut into what its card did meanwhile."""
+    for part in parts:
+        if part.cause not in (Cause.HELD, Cause.HOST):
+            yield part
+            continue
+        now = part.start
+        for one in taken:
+            if one.end <= now or one.start >= part.end:
+                continue
+            if one.start > now:
+                yield replace(part, start=now, end=one.start)
+                now = one.start
+            end = min(one.end, part.end)
+            cause = Cause.WEIGHTS if one.ran is None else Cause.OTHER_MODEL
+            yield replace(part, cause=cause, start=now, end=end, ran=one.ran, worker=one.worker)
+            now = end
+        if now < part.end:
+            yield replace(part, start=now)

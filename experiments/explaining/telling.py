@@ -24,6 +24,8 @@ def headline(found: Explanation) -> str:
 def verdict(found: Explanation) -> str:
     """Whether it was in time, and by how much."""
     slack = found.slack
+    if found.outcome == "failed" and found.reason and (slack is None or not slack.lost):
+        return f"it failed: {found.reason}"
     if slack is None:
         return "how much slack it had is not known"
     if slack.seconds == float("inf"):
@@ -109,6 +111,8 @@ def short_lost(found: Explanation) -> str:
     """Likewise, for a table."""
     lost = found.lost
     if lost is None:
+        if found.outcome == "failed" and found.reason:
+            return found.reason
         return "never" if found.slack is not None else "not known"
     if lost.part is None:
         return "on arrival"

@@ -65,7 +65,10 @@ def simulate(source: str, chosen: Mapping[str, Any], name: str) -> Simulated:
     # On the page nobody wrote --set: what is wrong is told by the key alone.
     experiment = load(source_of(source), [(ByOption(key, key), value) for key, value in chosen.items()])
     recorder = InMemory()
-    build(experiment, recorder).play()
+    run = build(experiment, recorder)
+    run.play()
+    for swap in run.executor.swaps:
+        recorder.gathered.swap(swap._asdict())
     file = file_of(source, chosen, experiment)
     return Simulated(kept(name, experiment, recorder), experiment, file, time.process_time() - began)
 

@@ -49,12 +49,17 @@ def memory_of(path: str, said: CardSpec, profiles: Mapping[str, Profile], worker
     kv = float_sum(_kv(worker, profiles[worker.device]) for worker in workers if isinstance(worker, TokenWorker))
     room = gib * GIB - kv
     pinned = float_sum(sizes[device] for device in said.pinned)
+    caches = f" ({gib:g} GiB less {kv / GB:.4g} GB of KV caches)" if kv else ""
+    if len(said.pinned) > 1 and pinned > room:
+        each = ", ".join(f"{device} {sizes[device] / GB:.4g}" for device in said.pinned)
+        what = f"what is pinned has {pinned / GB:.4g} GB of weights ({each})"
+        what = f"{what}, and the card has room for {room / GB:.4g} GB"
+        raise BadInput(what + caches, where=f"{path}.pinned", right="a larger card, fewer KV blocks, or fewer models")
     for device, size in sizes.items():
         needed = pinned + (0.0 if device in said.pinned else size)
         if needed > room:
             beside = f" beside what is pinned ({pinned / GB:.4g} GB)" if device not in said.pinned and pinned else ""
             what = f"{device} has {size / GB:.4g} GB of weights{beside}, and the card has room for {room / GB:.4g} GB"
-            caches = f" ({gib:g} GiB less {kv / GB:.4g} GB of KV caches)" if kv else ""
             raise BadInput(what + caches, where=path, right="a larger card, fewer KV blocks, or fewer models")
     first = [*said.pinned, *(said.devices if said.loaded is None else said.loaded)]
     loaded: dict[str, None] = {}
@@ -62,9 +67,9 @@ def memory_of(path: str, said: CardSpec, profiles: Mapping[str, Profile], worker
         if float_sum(sizes[name] for name in {**loaded, device: None}) <= room:
             loaded[device] = None
         elif said.loaded is not None:
-            those = ", ".join(dict.fromkeys(first))
+            those = ", ".join(f"{name} ({sizes[name] / GB:.4g} GB)" for name in dict.fromkeys(first))
             what = f"{those} do not fit together: the card has room for {room / GB:.4g} GB"
-            raise BadInput(what, where=f"{path}.loaded", right="fewer models")
+            raise BadInput(what + caches, where=f"{path}.loaded", right="fewer models")
     seconds = {device: size / (said.gb_per_s * GB) for device, size in sizes.items()}
     return CardMemory(room, sizes, seconds, tuple(loaded), frozenset(said.pinned), said.stay)
 
@@ -110,10 +115,30 @@ def told(swaps: Sequence[Swap]) -> dict[str, Any]:
     return {"swaps": len(swaps), "seconds_swapping": every, "models": models}
 
 
+def seconds_moving(swaps: Sequence[Swap], until: float) -> dict[str, float]:
+    """Seconds before *until* in which weights came to each card."""
+    found: dict[str, list[float]] = {}
+    for swap in swaps:
+        found.setdefault(swap.card, []).append(max(min(swap.end, until) - swap.start, 0.0))
+    return {card: float_sum(seconds) for card, seconds in found.items()}
+
+
 def write(swaps: Sequence[Swap], folder: Path) -> None:
     """Write *swaps* into ``swaps.jsonl`` in *folder*."""
     lines = [json.dumps(swap._asdict()) for swap in swaps]
     (folder / "swaps.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def more_than_known(experiment: Experiment, profiles: Mapping[str, Profile]) -> list[str]:
+    """A line for each card that is said to have more memory than the profiles of its models name."""
+    found = []
+    for name, said in (experiment.deployment.cards or {}).items():
+        known = [profiles[device].data.device.memory_gib for device in said.devices]
+        least = min((gib for gib in known if gib is not None), default=None)
+        if said.gib is not None and least is not None and said.gib > least:
+            measured = f"its models were measured on a card of {least:g} GiB"
+            found.append(f"{name} is said to have {said.gib:g} GiB; {measured}")
+    return found
 
 
 def stands_on(experiment: Experiment) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from servetwin.core import BadInput
 
-from ..validation.comparison.run_files import batch_lines, read_json, request_lines
+from ..validation.comparison.run_files import batch_lines, read_json, request_lines, swap_lines
 
 if TYPE_CHECKING:
     from ..spec.experiment import Experiment, WorkerSpec
@@ -86,8 +86,8 @@ class Batches:
 @dataclass(frozen=True)
 class Timeline:
     """A run over time, by worker: requests that wait and that are served, batches, KV cache use in tokens, and how
-    many tokens the cache has room for where that is known; by device, whether it computes (0 or 1; of a
-    model in stages, the share of them that do). It begins at 0,
+    many tokens the cache has room for where that is known; by device (or card), whether it computes or
+    weights come to it (0 or 1; of a model in stages, the share of them that do). It begins at 0,
     the first request comes at *first*.
 
     *held* are requests in no worker's queue: until a replica is ready, or in the central queues of routers.
@@ -123,6 +123,8 @@ def read(folder: Path) -> Timeline:
         gathered.batch(record)
     for record, end in requests_with_ends(folder):
         gathered.request(record, end)
+    for swap in swap_lines(folder):
+        gathered.swap(swap)
     return gathered.timeline(read_json(folder / "meta.json", "not a run folder: it has no meta.json"))
 
 
@@ -163,6 +165,8 @@ class Gathered:
     _engines: dict[str, _Engine] = field(default_factory=dict)
     #: By worker whose model stands on several devices: when each began and ended a step, and how many they are.
     _stages: dict[str, tuple[array, int]] = field(default_factory=dict)
+    #: By card that models share: when weights began to come, and had come.
+    _moving: dict[str, array] = field(default_factory=dict)
     #: When requests belonged to no worker: begins and ends, before the first stage and between stages.
     _before: array = field(default_factory=lambda: array("d"))
     _between: array = field(default_factory=lambda: array("d"))
@@ -189,6 +193,10 @@ class Gathered:
                 engine.marks.setdefault(request, []).append((last[0], before + tokens))
             if record["decode"]:
                 engine.decodes.extend(last)
+
+    def swap(self, record: Mapping[str, Any]) -> None:
+        """Take up a line of ``swaps.jsonl``: a card is busy while weights come."""
+        self._moving.setdefault(record["card"], array("d")).extend((record["start"], record["end"]))
 
     def request(self, record: Mapping[str, Any], end: float) -> None:
         """Take up a line of ``requests.jsonl``; it ended at *end* at the latest."""
@@ -238,6 +246,9 @@ class Gathered:
         for worker, own in batches.items():
             if worker in devices:
                 spans.setdefault(devices[worker], []).append(own)
+        for card, moves in self._moving.items():
+            starts, ends = np.frombuffer(moves)[::2], np.frombuffer(moves)[1::2]
+            spans.setdefault(card, []).append(Batches(starts, ends, np.zeros(len(starts))))
         busy = {device: _busy(own) for device, own in spans.items()}
         for worker, (times, count) in self._stages.items():
             if worker in devices:  # which it shares with no other
@@ -342,8 +353,13 @@ def _recomputed(marks: list[tuple[float, int]]) -> int | None:
 
 
 def devices_of(meta: Mapping[str, Any]) -> dict[str, str]:
-    """The device of each worker that has one; empty for a run of another version of ServeTwin."""
-    return {_name(worker): worker.device for worker, _ in _workers(meta) if worker.device is not None}
+    """The device of each worker that has one, or the card that it is a model of; empty for a run of another version
+    of ServeTwin."""
+    found: dict[str, str] = {}
+    for worker, experiment in _workers(meta):
+        if worker.device is not None:
+            found[_name(worker)] = experiment.deployment.counted.get(worker.device, worker.device)
+    return found
 
 
 def _central(meta: Mapping[str, Any]) -> bool:

@@ -74,7 +74,8 @@ def _add_profiles(experiment: Experiment, rows: dict[str, list[str]], notes: dic
     from ..assembly import stated
     from ..assembly.build import policy_not_measured, time_shared
 
-    for profile in load_profiles(experiment).values():
+    profiles = load_profiles(experiment)
+    for profile in profiles.values():
         data = profile.data
         basis = data.basis
         origin: str = verdict.origin(data)
@@ -86,7 +87,7 @@ def _add_profiles(experiment: Experiment, rows: dict[str, list[str]], notes: dic
         [
             *time_shared(experiment),
             *policy_not_measured(experiment),
-            *stated.stands_on(experiment),
+            *stated.stands_on(experiment, profiles),
         ]
     )
 

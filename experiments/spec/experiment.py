@@ -410,9 +410,9 @@ class Deployment(Strict):
     Several workers may serve the same modules: *router* says how requests are shared out among them (a name, a file,
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
-    decode, where there are such roles. *prices*: what each device costs, and draws. *autoscaler*: how many of the
-    *replicas*, which are then the most, serve when. *faults*: which devices and workers fail, and what is done
-    about it. *cards*: which of the devices are models that share the memory of one card, and take turns on it.
+    decode, where there are such roles. *prices*: what each device (or card) costs, and draws. *autoscaler*: how
+    many of the *replicas*, which are then the most, serve when. *faults*: which devices and workers fail, and what is
+    done about it. *cards*: which of the devices are models that share the memory of one card, and take turns on it.
     """
 
     name: str | None = None
@@ -436,6 +436,23 @@ class Deployment(Strict):
         if self.handover is not None:
             said["handover", "router"] = self.handover.router
         return {path: RouterSpec(name=r) if isinstance(r, str) else r for path, r in said.items()}
+
+    @property
+    def counted(self) -> dict[str, str]:
+        """The devices that workers compute on, each with what it counts as: the card that it is a model of, or
+        itself. Others (those of a file that this one extends, say) count nowhere."""
+        of_card = {device: card for card, said in (self.cards or {}).items() for device in said.devices}
+        own = {worker.device for worker in self.workers}
+        return {device: of_card.get(device, device) for device in self.devices if device in own}
+
+    @property
+    def devices_used(self) -> dict[str, str]:
+        """Those of *devices* that count: workers compute on them, engines make drafts by them, or cards hold them."""
+        engines = [worker.engine for worker in self.workers if worker.engine is not None]
+        drafts = [e.speculative_config.draft for e in engines if e.speculative_config is not None]
+        used = {*self.counted, *(draft.device for draft in drafts if draft is not None)}
+        used.update(*(card.devices for card in (self.cards or {}).values()))
+        return {device: profile for device, profile in self.devices.items() if device in used}
 
     @property
     def repeated(self) -> bool:

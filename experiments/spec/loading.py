@@ -483,7 +483,7 @@ def _misfits(parameters: Key, name: Key) -> Iterator[None]:
 
 
 def load_profiles(experiment: Experiment) -> dict[str, Profile]:
-    """The profile of each device. Raises `BadInput` with the key that names it."""
+    """The profile of each device that is used. Raises `BadInput` with the key that names one, used or not."""
     from servetwin.profiles import load as profile_of
 
     profiles = {}
@@ -493,7 +493,7 @@ def load_profiles(experiment: Experiment) -> dict[str, Profile]:
         except BadInput as error:
             where = f"deployment.devices.{device}" + (f": {error.where}" if error.where else "")
             raise BadInput(error.what, where=where, right=error.right) from None
-    return profiles
+    return {device: profiles[device] for device in experiment.deployment.devices_used}
 
 
 def not_measured(profiles: Iterable[Profile]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from servetwin.core.arithmetic import float_sum
 
@@ -179,19 +180,24 @@ def _check_deployment(deployment: Deployment, modules: dict[str, ModuleSpec]) ->
 def _check_prices(deployment: Deployment) -> None:
     if deployment.prices is None:
         return
-    path, devices = ("deployment", "prices"), deployment.devices
-    if not devices:
+    path, units = ("deployment", "prices"), dict.fromkeys(deployment.counted.values())
+    if not units:
         raise Misfit(path, "there is no device that could have a price", "no prices")
     for device, price in deployment.prices.items():
-        if device not in devices:
-            raise Misfit((*path, device), f"unknown device {device!r}", suggest(device, devices))
+        card = deployment.counted.get(device, device)
+        if card != device and device not in units:
+            what = f"{device} is a model of the card {card}, which has one price"
+            raise Misfit((*path, device), what, f"prices: {{{card}: ...}}")
+        if device not in units and device not in deployment.devices:
+            raise Misfit((*path, device), f"unknown device {device!r}", suggest(device, units))
         if price.power is not None and price.power.idle > price.power.busy:
             what = f"an idle device draws {price.power.idle:g} W, and a busy one {price.power.busy:g} W"
             raise Misfit((*path, device, "power"), what, "idle <= busy")
-    for device in devices:
-        if device not in deployment.prices:
-            what = f"{device} has no price, and what is not known is no part of a sum"
-            raise Misfit((*path, device), what, "per_hour and source for each device, or no prices")
+    for unit in units:
+        if unit not in deployment.prices:
+            what = f"{unit} has no price, and what is not known is no part of a sum"
+            each = "device" if deployment.cards is None else "device and card"
+            raise Misfit((*path, unit), what, f"per_hour and source for each {each}, or no prices")
 
 
 def _check_autoscaler(deployment: Deployment) -> None:
@@ -216,8 +222,11 @@ def _check_autoscaler(deployment: Deployment) -> None:
 def _check_cards(deployment: Deployment, modules: dict[str, ModuleSpec]) -> None:
     """Raise `Misfit` where the cards of *deployment* cannot be."""
     taken: dict[str, str] = {}
+    own = {worker.device for worker in deployment.workers}
     for card, said in (deployment.cards or {}).items():
         path = ("deployment", "cards", card)
+        if card in own and card not in said.devices:
+            raise Misfit(path, f"{card} is a device of its own, too", "another name for the card")
         for device in said.devices:
             if device not in deployment.devices:
                 raise Misfit((*path, "devices"), f"unknown device {device!r}", suggest(device, deployment.devices))
@@ -250,6 +259,10 @@ def _check_models(path: tuple[str, ...], said: CardSpec) -> None:
         for name in getattr(said, key) or ():
             if name not in said.devices:
                 raise Misfit((*path, key), f"{name!r} is no model of this card", suggest(name, said.devices))
+    for key in ("pinned", "loaded"):
+        for name, times in Counter(getattr(said, key) or ()).items():
+            if times > 1:
+                raise Misfit((*path, key), f"{name} is named {times} times", "each model named once")
 
 
 def _check_entries(experiment: Experiment) -> None:

@@ -77,6 +77,9 @@ def _dask(address: str) -> Iterator[Runner]:
         client = make(address, timeout="10s")
     except OSError:
         raise BadInput(f"no Dask scheduler answers at {address}", where="--cluster", right="its address") from None
+    except ValueError as error:
+        what = f"{address!r} is no address of a Dask scheduler: {error}"
+        raise BadInput(what, where="--cluster", right="tcp://host:8786") from None
 
     def runner(function: Callable[[int, Any], Any], things: Sequence[Any]) -> Iterator[Any]:
         try:
@@ -111,6 +114,10 @@ def _ray(address: str | None) -> Iterator[Runner]:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
         raise BadInput(f"no Ray cluster answers at {address}", where="--cluster", right="its address") from None
+    except (ValueError, RuntimeError) as error:  # a wrong address, or a Ray without its client
+        said = " ".join(str(error).split()).partition(". ")[0]
+        what = f"{address or 'ray'} cannot be used: {said}"
+        raise BadInput(what, where="--cluster", right="ray://host:10001, or ray") from None
 
     def runner(function: Callable[[int, Any], Any], things: Sequence[Any]) -> Iterator[Any]:
         task: Any = ray.remote(lambda number, thing: function(number, thing))  # Ray takes functions only

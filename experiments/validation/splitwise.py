@@ -65,6 +65,11 @@ LENGTHS = {
 }
 
 
+#: How far the cost or power of clusters that are said to have the same may be off without a word: where few machines
+#: are left of a scaled cluster, rounding to whole ones changes it by more.
+ROUNDED = 0.1
+
+
 @dataclass(frozen=True)
 class Cluster:
     """So many machines of a kind that *prefill*, and so many that *decode*; without these the first do both."""
@@ -286,6 +291,8 @@ def main(args: Sequence[str]) -> None:
     for name in ("seconds", "scale"):
         if not 0 < getattr(told, name) < float("inf"):
             raise BadInput(f"is {getattr(told, name)}", where=f"--{name}", right="a number above 0")
+    if told.splits < 0:
+        raise BadInput(f"is {told.splits}", where="--splits", right="0 or more")
     with tempfile.TemporaryDirectory() as folder:
         tried = Tried(told.seconds, told.scale, looked_up(Path(folder)) if told.decode == "lookup" else None)
         for budget, trace in CLUSTERS:
@@ -297,12 +304,16 @@ def _table(tried: Tried, budget: str, trace: str, splits: int) -> None:
     """Cost and power are told relative to 40 DGX-H100s."""
     sys.stdout.write(f"same {budget}, {trace}; decode steps: {'looked up' if tried.profiles else 'as measured'}\n")
     sys.stdout.write("cluster          machines   requests/s   cost  power  breaks at the next rate\n")
+    notes: list[str] = []
     for cluster, rate, why in tried.rows(budget, trace, splits):
         cost, power = (cluster.total(of) / (tried.scale * 40 * of[H100]) for of in (COST, POWER))
         sys.stdout.write(f"{cluster.name:<15}  {cluster.machines:<9}  {rate:>10g}   {cost:>4.2f}   {power:>4.2f}")
         sys.stdout.write(f"  {', '.join(why)}\n")
+        off = (power if budget == "power" else cost) - 1.0
+        if abs(off) > ROUNDED:
+            notes.append(f"{cluster.name} has not the same {budget}: {100 * off:+.0f} %, since machines are whole\n")
         sys.stdout.flush()
-    sys.stdout.write("\n")
+    sys.stdout.write("".join(notes) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         after = experiment.system.stop_after
         when = f", {after:g} s after the last was sent" if after is not None else ""
         say(f"{summary['cut_off']} of the failed were under way when the run was cut off{when}")
+    if failed := summary.get("failed_most"):
+        other = summary["failed"] - summary.get("cut_off", 0) - failed["requests"]
+        more = f"; {other} failed for other reasons (requests.jsonl, with --out)" if other else ""
+        say(f"{failed['requests']} failed: {failed['reason']}{more}")
     if summary["request_goodput"] is not None:
         say(f"goodput {summary['request_goodput']:.3f} of {total / summary['duration']:.3f} requests/s")
     if summary["finished"]:
@@ -75,7 +79,12 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
     told = *fleet_lines(fleet), *fault_lines(summary.get("faults")), *placement_lines(summary.get("placement"))
     for line in (*told, *costs, *_use_lines(use, groups)):
         say(line)
-    for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
+    for line in (
+        *_idle_policies(experiment),
+        *_not_entered(experiment),
+        *input_lines(summary),
+        *_doubts(experiment, summary),
+    ):
         say(line)
     say(f"{summary['duration']:.0f} s served in {took:.2f} s")
 
@@ -126,6 +135,19 @@ def _idle_policies(experiment: Experiment) -> list[str]:
     return lines
 
 
+def _not_entered(experiment: Experiment) -> list[str]:
+    """What the pipeline begins with and no class of requests enters."""
+    pipeline, load = experiment.pipeline, experiment.workload
+    known = [own.enters for own in load.classes.values()]
+    if not known or None in known or load.recorded is not None:
+        return []  # some begin at all of them, or a trace names classes of its own
+    targets = {target for _, target in pipeline.edges or ()} | {branch.to for branch in pipeline.branches}
+    entered = {module for enters in known for module in enters or ()}
+    never = [name for name in pipeline.modules if name not in targets | entered]
+    where = "workload.classes: enters"
+    return [f"no request comes to {', '.join(never)}: no class enters there ({where})"] if never else []
+
+
 def _doubts(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
     """What the numbers stand on that is not clean or was not measured; and what was measured of the same."""
     from servetwin.profiles import load as load_profile
@@ -135,7 +157,7 @@ def _doubts(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
 
     lines = [
         f"profile {device} is not clean: {faults} (servetwin profiles {device})"
-        for device in dict.fromkeys(experiment.deployment.devices.values())
+        for device in dict.fromkeys(experiment.deployment.devices_used.values())
         if (faults := verdict.short(load_profile(device).data))
     ]
     for held in summary.get("held", ()):
@@ -317,7 +339,8 @@ def cost_lines(cost: Mapping[str, Any] | None, duration: float, fleet: Mapping[s
     lines = [f"cost ${cost['dollars']:.4g}: {held}", ", ".join(per)]
     if cost["utilisation"] is not None:
         power = f"; {cost['energy_kwh']:.4g} kWh" if cost["energy_kwh"] is not None else ""
-        lines.append(f"devices busy {100 * cost['utilisation']:.1f} % of the time{power}")
+        swaps = f" ({100 * moving:.1f} % weights moved)" if (moving := cost.get("utilisation_by_swaps")) else ""
+        lines.append(f"devices busy {100 * cost['utilisation']:.1f} % of the time{swaps}{power}")
     return [line for line in lines if line]
 
 

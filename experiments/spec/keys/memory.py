@@ -21,7 +21,7 @@ class CardSpec(Strict):
     """
 
     devices: Annotated[list[str], Field(min_length=2)]
-    gb_per_s: Amount
+    gb_per_s: Annotated[float, Field(ge=1e-6, le=1e6)]
     source: Annotated[str, Field(min_length=1)]
     gib: Amount | None = None
     weights: dict[str, Amount] = Field(default_factory=dict)

@@ -106,6 +106,17 @@ class BatchLine(TypedDict):
     moved: NotRequired[int]
 
 
+class SwapLine(TypedDict):
+    """A line of ``swaps.jsonl``."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    card: str
+    model: str
+    start: Time
+    end: Time
+    gone: list[str]
+
+
 class _Named(TypedDict):
     __pydantic_config__ = OPEN  # type: ignore[misc]
     name: NotRequired[str]
@@ -288,6 +299,14 @@ def batch_lines(folder: Path) -> Iterator[dict[str, Any]]:
         if "ends" in record and not record["ends"]:
             raise BadInput("ends is empty", where=where, right=RIGHT)
         yield record
+
+
+def swap_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The swaps of weights of a run, in the order in which they began; none where no models share a card. Raises
+    `BadInput`."""
+    path = folder / "swaps.jsonl"
+    if path.exists():
+        yield from (record for _, record in _lines(path, SwapLine))
 
 
 def _lines(path: Path, kind: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,29 @@ def test_times_in_no_order_are_refused(servetwin, run: Path, key: str) -> None:
     code, out, err = servetwin("explain", run, "--request", record["id"])
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert ("before its arrival" if key != "queued" else "in no order") in err
+
+
+def test_why_most_failed_is_told_and_of_each_what_is_recorded(servetwin, tmp_path: Path) -> None:
+    """A cache of 12 blocks holds 192 tokens: who wants more fails."""
+    folder, file = tmp_path / "failed", tmp_path / "small.yaml"
+    worker = "{modules: [llm], device: gpu0, limit: 8, engine: {blocks: 12}}"
+    load = "{requests: 12, draws: seeded, arrivals: {process: poisson, rate: 2.0}}"
+    file.write_text(f"extends: opt-13b-a6000\nname: small\nworkload: {load}\ndeployment: {{workers: [{worker}]}}\n")
+    _, out, _ = servetwin("run", file, "--policy", "vllm-v1", "--out", folder)
+    records = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    reasons = Counter(record["reason"] for record in records if record["outcome"] == "failed")
+    reason, many = reasons.most_common(1)[0]
+    assert "do not fit into llm" in reason
+    told = " ".join(out.split())
+    assert f"{many} failed: {reason}" in told
+    if reasons.total() > many:
+        assert f"{reasons.total() - many} failed for other reasons" in told
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["failed_most"] == {"reason": reason, "requests": many}
+    found = explanation.explain(folder, requests=[r["id"] for r in records if r["outcome"] == "failed"])
+    for one in found:
+        if one.lost is None:
+            assert telling.short_lost(one) == one.reason
+        if one.slack is None or not one.slack.lost:
+            assert telling.verdict(one) == f"it failed: {one.reason}"
+    assert any(one.lost is None for one in found)

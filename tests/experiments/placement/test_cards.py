@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from servetwin.core import BadInput, Outcome
 from servetwin.experiments.assembly import fleets
 from servetwin.experiments.assembly.build import build, run
+from servetwin.experiments.cli.output import run_output
+from servetwin.experiments.explaining.causes import Cause
+from servetwin.experiments.explaining.explanation import explain
+from servetwin.experiments.reporting.timeline import read
 from servetwin.experiments.spec import yaml_io
-from servetwin.experiments.spec.loading import load
+from servetwin.experiments.spec.loading import load, load_profiles
 from servetwin.experiments.sweeps.point import results_of
 from servetwin.experiments.validation.check_policy import run_under_invariants
 
@@ -203,6 +207,14 @@ def test_steps_take_turns_and_replicas_have_cards_of_their_own(tmp_path: Path) -
     ({"gib": 10.0, "weights": {"small": 4.0, "larg": 8.0}}, "cards.card.weights", "'larg' is no model of this card"),
     ({"gib": 10.0, "weights": {"small": 4.0, "large": 8.0}, "loaded": ["small", "large"]},
      "cards.card.loaded", "do not fit"),
+    ({"gib": 10.0, "weights": {"small": 4.0, "large": 8.0}, "loaded": ["small", "small"]},
+     "cards.card.loaded", "small is named 2 times"),
+    ({"gib": 10.0, "weights": {"small": 4.0, "large": 8.0}, "pinned": ["small", "small"]},
+     "cards.card.pinned", "small is named 2 times"),
+    ({"gib": 10.0, "weights": {"small": 4.0, "large": 8.0}, "pinned": ["small", "large"]},
+     "cards.card.pinned", r"12 GB of weights \(small 4, large 8\), and the card has room for 10.74 GB"),
+    ({"gib": 10.0, "weights": {"small": 4.0, "large": 8.0}, "gb_per_s": 1e-12},
+     "cards.card.gb_per_s", "0.000001|1e-06"),
     ({"gib": 10.0, "weights": {}, "devices": ["small", "b"]}, "cards.card.devices", "unknown device 'b'"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path: Path, card: dict, key: str, what: str) -> None:
@@ -235,8 +247,8 @@ def test_classes_enter_what_the_pipeline_begins_with(tmp_path: Path) -> None:
         experiment(tmp_path, card, two, slo={"factor": 3.0})
 
 
-def test_language_models_know_the_size_of_their_weights(tmp_path: Path) -> None:
-    """OPT-13B in fp16 is some 25.7 GB: one at a time on a card of 40 GiB beside two KV caches of a GB and a half."""
+def language_models(card: dict):
+    """Two that are the same, a card, and as many requests for each."""
     tree = load("opt-13b-h100").as_dict()
     plan, load_ = tree["deployment"], tree["workload"]
     tree["pipeline"] = {"modules": {"one": {"kind": "llm"}, "two": {"kind": "llm"}}, "edges": []}
@@ -251,8 +263,15 @@ def test_language_models_know_the_size_of_their_weights(tmp_path: Path) -> None:
         worker | {"modules": [module], "device": device, "engine": engine}
         for module, device in (("one", "a"), ("two", "b"))
     ]
-    plan["cards"] = {"card": {"devices": ["a", "b"], "gib": 40.0, "gb_per_s": 25.7, "source": "an example"}}
+    plan["cards"] = {"card": {"devices": ["a", "b"], "source": "an example", **card}}
     tree["policy"] = {"name": "vllm-v1"}
+    return load(tree)
+
+
+def test_language_models_know_the_size_of_their_weights(tmp_path: Path) -> None:
+    """OPT-13B in fp16 is some 25.7 GB: one at a time on a card of 40 GiB beside two KV caches of a GB and a half."""
+    tree = language_models({"gib": 40.0, "gb_per_s": 25.7}).as_dict()
+    plan = tree["deployment"]
     found = run(load(tree)).as_dict()
     assert found["finished"] == 30
     assert found["placement"]["swaps"] > 3
@@ -261,3 +280,110 @@ def test_language_models_know_the_size_of_their_weights(tmp_path: Path) -> None:
     del plan["workers"][0]["engine"]["blocks"]
     with pytest.raises(BadInput, match="the KV cache of a takes memory of the card"):
         load(tree)
+
+
+POWER = {"busy": 400.0, "idle": 100.0}
+ALTERNATE = {"gib": 9.0, "weights": {"small": 4.0, "large": 8.0}, "gb_per_s": 4.0}
+
+
+def test_a_card_is_one_device_with_one_price(tmp_path: Path) -> None:
+    """Costs by the records of the same run: a card, busy while a model computes or weights come, held once."""
+    two, price = {"small": 0.25, "large": 0.5}, {"per_hour": 3.6, "source": "made up", "power": POWER}
+    unused = {"deployment__prices": {"card": price}, "deployment__replicas": 2, "deployment__router": "round_robin"}
+    for more, many in (({"deployment__prices": {"card": price}}, 1), (unused, 2)):
+        folder = tmp_path / f"run{many}"
+        found = run(experiment(tmp_path, ALTERNATE, two, **more), folder).as_dict()
+        busy, moved = (
+            sum(line["end"] - line["start"] for line in map(json.loads, (folder / name).read_text().splitlines()))
+            for name in ("batches.jsonl", "swaps.jsonl")
+        )
+        held, cost = many * found["duration"], found["cost"]
+        assert moved > 1.0
+        assert cost["device_hours"] == pytest.approx(held / 3600)
+        assert cost["dollars"] == pytest.approx(held * 0.001)
+        assert cost["utilisation"] == pytest.approx((busy + moved) / held)
+        assert cost["utilisation_by_swaps"] == pytest.approx(moved / held)
+        assert cost["energy_kwh"] == pytest.approx((400 * (busy + moved) + 100 * (held - busy - moved)) / 3.6e6)
+        told = read(folder)
+        assert [*told.busy] == ["card", "card.2"][:many]
+        assert sum(map(told.mean, told.busy.values())) == pytest.approx((busy + moved) / found["duration"])
+
+
+def test_a_model_of_a_card_has_no_price_of_its_own(tmp_path: Path) -> None:
+    two, price = {"small": 0.25, "large": 0.5}, {"per_hour": 3.6, "source": "made up"}
+    with pytest.raises(BadInput, match="small is a model of the card card, which has one price"):
+        experiment(tmp_path, ALTERNATE, two, deployment__prices={"card": price, "small": price})
+    with pytest.raises(BadInput, match="card has no price"):
+        experiment(tmp_path, ALTERNATE, two, deployment__prices={})
+
+
+def test_a_device_that_no_worker_uses_counts_nowhere(tmp_path: Path) -> None:
+    two, price = {"small": 0.25, "large": 0.5}, {"per_hour": 3.6, "source": "made up", "power": POWER}
+    models(tmp_path, two)
+    bare = experiment(tmp_path, ALTERNATE, two, deployment__prices={"card": price})
+    tree = bare.as_dict()
+    tree["deployment"]["devices"]["gpu0"] = "h100/opt-13b-tp1"  # whose profile is not clean
+    for prices in ({"card": price}, {"card": price, "gpu0": price}):
+        tree["deployment"]["prices"] = prices
+        other = load(tree)
+        assert run(other).as_dict() == run(bare).as_dict()
+        assert [*load_profiles(other)] == [*two]
+        assert not any("not clean" in line for line in run_output._doubts(other, {}))
+    tree["deployment"]["devices"]["gpu0"] = "nowhere/known"
+    with pytest.raises(BadInput, match="unknown profile"):
+        load_profiles(load(tree))
+
+
+def test_waits_for_weights_and_for_another_model_are_told_apart(tmp_path: Path) -> None:
+    """By the records of the same run: a wait has the seconds in which weights came, or the other model computed."""
+    two, folder = {"small": 0.25, "large": 0.5}, tmp_path / "run"
+    run(experiment(tmp_path, ALTERNATE, two, slo={"seconds": 1.0}), folder)
+    swaps, batches, requests = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("swaps", "batches", "requests")
+    )
+    found = explain(folder, requests=[r["id"] for r in requests])
+    seen = set()
+    for one, record in zip(found, requests, strict=True):
+        (stay,) = record["stages"]
+        (begun,) = (batch["start"] for batch in batches if record["id"] in batch["requests"])
+
+        def within(lines: list[dict], since: float = record["arrival"], until: float = begun) -> float:
+            return sum(max(0.0, min(line["end"], until) - max(line["start"], since)) for line in lines)
+
+        others = [batch for batch in batches if batch["worker"] != stay["worker"]]
+        own = [batch for batch in batches if batch["worker"] == stay["worker"]]
+        waits = {cause: one.seconds.get(cause, 0.0) for cause in (Cause.WEIGHTS, Cause.OTHER_MODEL, Cause.HELD)}
+        assert waits[Cause.WEIGHTS] == pytest.approx(within(swaps))
+        assert waits[Cause.OTHER_MODEL] == pytest.approx(within(others))
+        assert waits[Cause.HELD] == pytest.approx(0.0, abs=1e-9)
+        assert one.latency == pytest.approx(within(swaps) + within(others) + within(own) + two[stay["worker"]])
+        seen |= {cause for cause, seconds in waits.items() if seconds > 0.1}
+        for number in one.stages[0].instead:
+            assert any(number in batch["requests"] for batch in batches)
+    assert seen == {Cause.WEIGHTS, Cause.OTHER_MODEL}
+
+
+def test_steps_of_engines_wait_for_the_card_too(tmp_path: Path) -> None:
+    chosen, folder = language_models({"gib": 40.0, "gb_per_s": 25.7}), tmp_path / "run"
+    run(chosen, folder)
+    causes = {cause for one in explain(folder, worst=30) for cause in one.seconds}
+    assert Cause.WEIGHTS in causes
+    assert Cause.HOST not in {one.lost.part.cause for one in explain(folder, worst=30) if one.lost and one.lost.part}
+
+
+def test_more_memory_than_measured_is_said(tmp_path: Path) -> None:
+    said = run(language_models({"gib": 400.0, "gb_per_s": 25.7})).as_dict()["basis"]
+    assert "card is said to have 400 GiB; its models were measured on a card of 79.18 GiB" in said
+    said = run(language_models({"gib": 40.0, "gb_per_s": 25.7})).as_dict()["basis"]
+    assert not any("is said to have" in line for line in said)
+
+
+def test_a_model_that_no_class_enters_is_said(tmp_path: Path) -> None:
+    two = {"small": 0.25, "large": 0.5}
+    chosen = experiment(tmp_path, ALTERNATE, two, workload__classes={"a": {"share": 1, "enters": ["small"]}})
+    (line,) = run_output._not_entered(chosen)
+    assert "no request comes to large" in line
+    both = {"a": {"share": 1, "enters": ["small"]}, "b": {"share": 1}}
+    assert run_output._not_entered(experiment(tmp_path, ALTERNATE, two, workload__classes=both)) == []
+    assert run_output._not_entered(experiment(tmp_path, ALTERNATE, two)) == []

@@ -176,6 +176,15 @@ def test_no_cluster_of_that_kind():
         pass
 
 
+@pytest.mark.parametrize("address", ["tcp://", "tcp://a:b", "ray://127.0.0.1:1"])
+def test_an_address_of_no_cluster(address: str):
+    pytest.importorskip("ray" if address.startswith("ray") else "distributed")
+    with pytest.raises(BadInput, match="--cluster: ") as caught, running_on(address):
+        pass
+    assert address in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_dask_cluster_gives_the_same_rows(grid: Path):
     distributed = pytest.importorskip("distributed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from servetwin.core import BadInput
 from servetwin.experiments.validation import splitwise
 from servetwin.experiments.validation.splitwise import A100, CLUSTERS, COST, H100, POWER, Cluster, broken
 
@@ -75,3 +76,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "same power, code; decode steps: as measured"
     assert [line.split()[0] for line in lines[2:8]] == [c.name for c in CLUSTERS["power", "code"]]
+    same = 2 * splitwise.POWER[splitwise.H100]
+    off = {c.name: c.scaled(0.05).total(splitwise.POWER) / same - 1.0 for c in CLUSTERS["power", "code"]}
+    told = [line.split()[0] for line in lines if "has not the same power" in line]
+    assert told == [name for name, by in off.items() if abs(by) > 0.1] != []
+
+
+def test_splits_below_none_are_refused() -> None:
+    with pytest.raises(BadInput, match="--splits: is -1"):
+        splitwise.main(["--splits", "-1"])
