@@ -342,9 +342,10 @@ class Converted(TypedDict):
     trace: str
     sessions: int
     turns: int
-    timed: bool  #: it says when sessions begin
-    tokens: str  #: what counted them
-    left_out: dict[str, int]  #: how often, by why
+    timed: Annotated[bool, "whether it says when sessions begin"]
+    tokens: Annotated[str, "what counted them"]
+    left_out: Annotated[dict[str, int], "how often, by why"]
+    notes: Annotated[dict[str, int], "what is to be known of turns that stay, and of how many"]
 
 
 class ListedProfile(TypedDict):
