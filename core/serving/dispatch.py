@@ -239,8 +239,8 @@ class Dispatcher:
             workers = here or workers
         router = self.others.get(workers[0].stage.name, self.usual)
         self._look(router, now)
-        last, asked, offered = self._offered
-        if router is not asked or workers != last:
+        before, asked, offered = self._offered
+        if router is not asked or workers != before:
             states = self._states[router]
             offered = tuple([states[worker] for worker in workers])
             self._offered = list(workers), router, offered
@@ -351,6 +351,6 @@ class Dispatcher:
 
         told = (lambda w: seen(w).counts, lambda w: seen(w).jobs, lambda w: seen(w).finds)
         for place, worker in enumerate(self._workers):
-            ways = told if stale else (counts_of, jobs_of, finds_of)
-            found[worker] = state_of(worker, *ways, watch=watch, alike=partial(self._alike, place))
+            counts, jobs, finds = told if stale else (counts_of, jobs_of, finds_of)
+            found[worker] = state_of(worker, counts, jobs, finds, watch, partial(self._alike, place))
         return found

@@ -87,7 +87,7 @@ class TokenWorker(LLMWorker):
         role: Literal["both", "prefill", "decode"] = "both",
     ) -> None:
         super().__init__(stage, policy, view, device=device, host=host)
-        self.steps = AloneSteps.of(view)
+        self.alone_steps = AloneSteps.of(view)
         self.role = role
         self.takes_requests = role != "decode"
 
@@ -138,7 +138,7 @@ class TokenWorker(LLMWorker):
         view = self.view
         if type(view) is not TokenView:
             return None
-        batch, steps, engine = view.in_flight, self.steps, self.engine
+        batch, steps, engine = view.in_flight, self.alone_steps, self.engine
         over = batch.over(self.loop.now()) if batch is not None and batch.count > 1 else 0
         ticks = engine.ticks.count + over
         running = [task for task in view.running if task.request.outcome is None] if engine.stale else view.running
