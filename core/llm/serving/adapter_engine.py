@@ -168,7 +168,7 @@ class Adapting(PassingOver):
     """An engine with adapters by classes of requests. *loaded* are those on the device, the one that was used
     longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`)."""
 
-    kind: type[Adapted] = AdapterTask
+    kind = AdapterTask
     view: AdapterRule
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
@@ -269,14 +269,14 @@ class AdapterEngineAheadCaching(Adapting, TokenEngineAheadCaching):
 class SpeculativeAdapterEngine(Adapting, SpeculativeEngine):
     """`SpeculativeEngine` with adapters."""
 
-    kind = SpeculativeAdapterTask
+    kind = SpeculativeAdapterTask  # type: ignore[assignment]
     view: SpeculativeAdapterView
 
 
 class SpeculativeAdapterEngineCaching(Adapting, SpeculativeEngineCaching):
     """`SpeculativeAdapterEngine` with a prefix cache."""
 
-    kind = SpeculativeAdapterTask
+    kind = SpeculativeAdapterTask  # type: ignore[assignment]
     view: SpeculativeAdapterView
 
     def _padded(self, pieces: Sequence[Piece]) -> int:
