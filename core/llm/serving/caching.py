@@ -58,6 +58,8 @@ class Caching(_Base):
 
     def restart(self) -> None:
         self._catch_up()
+        # A step that was cut off had blocks taken off the line for those that decode, who never got them.
+        self.cache.give_back((), unnamed=0, partial=self.view.free_blocks - self.cache.free)
         self.cache.clear()
 
     def content_of(self, request: Request, content: PromptContent) -> PromptContent:

@@ -146,6 +146,14 @@ class TokenWorker(LLMWorker):
     def restart(self) -> None:
         self.engine.restart()
 
+    def fail(self, now: float) -> list[Task]:
+        lost: list[Any] = self.engine.fail(now)
+        self._no_alarm()
+        return lost
+
+    def take_up(self, task: Task, lost: Task) -> None:
+        self.engine.take_up(cast("TokenTask", task), cast("TokenTask", lost))
+
     def look_over(self) -> None:
         view = self.view
         if not view.running and (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
