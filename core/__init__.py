@@ -19,6 +19,7 @@ ended, a timer rang) and gives commands out (run this batch, wake me then) throu
 `processes`                 none computes on, and no folder is left, when the process that started it is killed
 `serving`                   the loop, its workers, and what executors are asked
 `scaling`, `fleets`         autoscalers: what they see and say; the replicas that come and go
+`faults`                    workers that fail, slow down and come back; requests that are sent again
 `groups`                    workers that share the devices of a group out among several batches
 `invariants`                docs/reference/invariants.md, checked while a run goes and on its records
 `testing`                   the test kit: policies asked by hand, played through scenarios, held to their contract

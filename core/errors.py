@@ -44,6 +44,7 @@ INVARIANTS = {
     10: "goodput counts met requests only",
     13: "an engine makes progress",
     14: "a device computes as long as time passes, unless overlap was measured",
+    15: "nothing runs on what is down, and nobody is served twice at once",
 }
 
 

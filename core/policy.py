@@ -97,6 +97,7 @@ class Batch:
     thread = -1  # of a pool of threads: the one that runs it
     devices: tuple[int, ...] = ()
     changed = False
+    lost = False  # it was cut off at its end by a fault: *count* iterations were over
 
     tasks: Sequence[Task]
 

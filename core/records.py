@@ -12,10 +12,12 @@
     *predicted* (where there is a predictor) and *generated* tokens, *first_token*, *last_token*, *preemptions*,
     *cached* and *cached_again* (tokens found in a prefix cache), *handover* (*from* which worker its KV came, when it
     was *prefilled*, *sent* and *handed*), *due* or *limits* (what its tokens are promised),
-    and the times of all *tokens* if they were kept
+    and the times of all *tokens* if they were kept; *attempts* are visits that were lost with their workers: *stage*,
+    *worker*, when it was *queued*, *started* and *lost*, and the *iterations* or *generated* tokens that it had got
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, the ends of its iterations if it ran several, and
-    those whose network stood still (*reused*);
+    those whose network stood still (*reused*); *lost* if it was cut off at its end by a fault: *ends* then has those
+    iterations that were over, if any were;
     for a step of an LLM engine the ids are of the requests that prefill or were chosen one by one, *prefill* holds
     [id, tokens, tokens before] of each chunk, *decode* how many requests decode, *context* the sum of their computed
     tokens, *preempted* who lost the memory for it, and *free* the KV blocks that were free when it was launched
@@ -34,9 +36,10 @@ from typing import Any, Protocol
 from .json_lines import JsonLines
 from .metrics import Summary
 from .policy import Batch
-from .request import Request, Task
+from .request import Place, Request, Task
 
 NONE: Mapping[str, Any] = MappingProxyType({})
+NO_ATTEMPTS: Mapping[int, Sequence[Mapping[str, Any]]] = MappingProxyType({})
 
 
 class Promise(Protocol):
@@ -56,6 +59,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.summary = Summary()
+        #: Of live requests, by id, the visits that were lost with their workers (`servetwin.core.faults`).
+        self.attempts: Mapping[int, Sequence[Mapping[str, Any]]] = NO_ATTEMPTS
 
     def arrived(self, request: Request) -> None:
         self.summary.arrived(request)
@@ -65,6 +70,16 @@ class Recorder:
 
     def batch(self, batch: Batch) -> None:
         self.summary.batch(batch)
+
+    def failed(self, place: Place, now: float) -> None:
+        """The worker at *place* has failed: nothing is there any more. Its batches that were cut off have been heard
+        of."""
+
+    def batch_failed(self, batch: Batch, now: float) -> None:
+        """*batch*, which had not begun to compute, has failed alone; its worker goes on."""
+
+    def again(self, lost: Task, task: Task) -> None:
+        """*task* takes up the visit *lost*, which was lost with its worker."""
 
     def of_arrivals(self) -> Callable[[Request], None]:
         """What to call with each request that arrives: `arrived`, or the summary's where that only goes on to it."""
@@ -100,12 +115,17 @@ def _stay(task: Task, tokens: bool, promises: Mapping[str, Promise]) -> dict[str
 
 
 def request_record(
-    request: Request, *, tokens: bool = True, now: float | None = None, promises: Mapping[str, Promise] = NONE
+    request: Request,
+    *,
+    tokens: bool = True,
+    now: float | None = None,
+    promises: Mapping[str, Promise] = NONE,
+    attempts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """One line of ``requests.jsonl``; with *tokens* it has the time of each token of an LLM, where that was kept.
 
     The request has ended *now* (None: that is not told of those that did not finish). *promises* has what the tokens
-    of LLM stages are held to, by the stage's name.
+    of LLM stages are held to, by the stage's name. *attempts* are visits that were lost with their workers.
     """
     terms = {
         "class": (request.class_name, ""),
@@ -127,6 +147,7 @@ def request_record(
         "finished": request.finished,
         **({"ended": now} if now is not None and request.finished is None else {}),
         "stages": [_stay(t, tokens, promises) for t in request.tasks],
+        **({"attempts": [*attempts]} if attempts else {}),
     }
 
 
@@ -151,7 +172,9 @@ def batch_record(batch: Batch) -> dict[str, Any]:
     }
     if batch.thread >= 0:
         record["thread"] = batch.thread
-    if batch.count > 1:
+    if batch.lost:
+        record["lost"] = True
+    if batch.count > 1 or (batch.lost and batch.ends):
         record["ends"] = batch.ends
     record.update(batch.details())
     return record
@@ -180,7 +203,8 @@ class RunFolder(Recorder):
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
-        self._requests.add(request_record(request, tokens=self.writes_tokens, now=now, promises=self.promises))
+        lost, tokens = self.attempts.get(request.id, ()), self.writes_tokens
+        self._requests.add(request_record(request, tokens=tokens, now=now, promises=self.promises, attempts=lost))
 
     def batch(self, batch: Batch) -> None:
         super().batch(batch)

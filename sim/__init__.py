@@ -4,6 +4,7 @@
 `executor`          `SimExecutor`: workers are lanes that contend on shared devices
 `batch_lane`        a worker's place on a device; `pool_lane` is that of a pool of threads
 `group_lane`        a group of devices, several of whose batches run at once
+`faulty_lanes`      lanes of workers and engines that may fail, slow down and stand still
 `measured`          from profiles to simulated time: which measured terms count
 `device_sharing`    workers on one device whose overlap nobody measured: refused, or sharing in time
 `weights`           models that share the memory of a card: which are there, and swaps

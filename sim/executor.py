@@ -17,6 +17,7 @@ from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.pool import Pool
 
 from .batch_lane import Lane, Rates
+from .faulty_lanes import FaultyAheadLane, FaultyLane, FaultyTokenLane
 from .group_lane import GroupLane
 from .llm.async_lane import AheadLane
 from .llm.lane import TokenLane, TokenTiming
@@ -69,6 +70,9 @@ class SimExecutor:
         #: Whether engines may take steps on end beyond other engines' (`servetwin.sim.llm.look_ahead_lane`); to be
         #: set before anything runs.
         self.looks_ahead = False
+        #: Whether workers may fail, slow down and stand still (`abort`, `set_slowdown`); to be set before anything
+        #: runs.
+        self.breaks = False
         self.swaps: list[Swap] = []  #: of weights, on cards that several models share
         self._cards: dict[str, Card] = {}  # by the device of each of the models
 
@@ -112,6 +116,22 @@ class SimExecutor:
         if lane is not None:
             lane.cut_short()
         deliver(task)
+
+    def abort(self, worker: Worker) -> float:
+        """As `servetwin.core.faults.faulty_executor.Breakable.abort`. Raises `BadInput` if that is of a kind that
+        cannot fail."""
+        return self._breakable(worker).abort()
+
+    def set_slowdown(self, worker: Worker, factor: float) -> None:
+        """As `servetwin.core.faults.faulty_executor.Breakable.set_slowdown`. Raises `BadInput` likewise."""
+        self._breakable(worker).set_slowdown(factor)
+
+    def _breakable(self, worker: Worker) -> FaultyLane | FaultyTokenLane | FaultyAheadLane:
+        lane = getattr(self.runner(worker), "__self__", None)
+        if not isinstance(lane, FaultyLane | FaultyTokenLane | FaultyAheadLane):
+            right = "faults of engines, and of workers with batches"
+            raise BadInput(f"{worker.name} is of a kind that cannot fail", right=right)
+        return lane
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         now = self.calendar.now
@@ -170,7 +190,9 @@ class SimExecutor:
             if worker.host is not None and worker.stages is not None:
                 return PipelineLane(self.calendar, timing, worker.host, worker.stages).run
             if worker.host is not None and worker.host.ahead:
-                return AheadLane(self.calendar, timing, worker.host).run
+                return (FaultyAheadLane if self.breaks else AheadLane)(self.calendar, timing, worker.host).run
+            if self.breaks:
+                return FaultyTokenLane(self.calendar, timing).run
             if self.looks_ahead and worker.device not in self._cards:
                 lane = self._ahead[worker.name] = LookAheadLane(self.calendar, timing)
                 return lane.run
@@ -187,7 +209,7 @@ class SimExecutor:
         return lane
 
     def _add_lane(self, worker: Worker, timing: Timing) -> Lane:
-        lane = Lane(self.calendar, worker, timing)
+        lane = (FaultyLane if self.breaks else Lane)(self.calendar, worker, timing)
         for other in self._lanes.values():
             if other.worker.device == worker.device:
                 to, back = (worker.name, other.worker.name), (other.worker.name, worker.name)

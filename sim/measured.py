@@ -220,7 +220,7 @@ class Clock:
         return TokenTiming(
             times,
             self._residual(worker, profile, "decode"),
-            swap=self.swaps.get(worker.name) or self._swap(profile),
+            swap=self.swaps.get(worker.name) or (swap_of(profile) if options.costs else None),
             prefills=self._residual(worker, profile, "prefill"),
             preparing=self.preparing.get(worker.name, 0.0),
             counted=options.hold,
@@ -230,17 +230,6 @@ class Clock:
             if options.costs
             else None,
         )
-
-    def _swap(self, profile: Profile) -> Callable[[int], float] | None:
-        """Seconds in which so many KV blocks move between device and host."""
-        if not self.options.costs or not self._has(profile, costs.SWAP()):
-            return None
-        cost = profile.cost(costs.SWAP())
-        line = cost.line
-        if line is None:
-            each = cost.scalar()
-            return lambda blocks: each * blocks
-        return lambda blocks: line.constant + line.per_request * blocks
 
     def _residual(self, worker: Worker, profile: Profile, module: str) -> Callable[[], float] | None:
         return residual_of(profile, self.seed if self.options.noise else None, worker.name, module)
@@ -478,6 +467,18 @@ class Clock:
             return lambda _: draw()
         seconds = cost.scalar()
         return lambda _: seconds
+
+
+def swap_of(profile: Profile) -> Callable[[int], float] | None:
+    """Seconds in which so many KV blocks move between device and host; None if *profile* does not say it."""
+    if costs.SWAP() not in profile.costs:
+        return None
+    cost = profile.cost(costs.SWAP())
+    line = cost.line
+    if line is None:
+        each = cost.scalar()
+        return lambda blocks: each * blocks
+    return lambda blocks: line.constant + line.per_request * blocks
 
 
 def residual_of(profile: Profile, seed: int | None, name: str, kind: str) -> Callable[[], float] | None:

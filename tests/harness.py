@@ -22,6 +22,7 @@ from servetwin.core import (
     Worker,
     WorkerView,
 )
+from servetwin.core.faults.faults import Faults
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.routing import first_worker
 from servetwin.core.serving.branching import Branching
@@ -87,6 +88,7 @@ def simulate(
     most_events: int = 20_000,
     budget: Callable[[Sequence[Stage]], Budget] | None = None,
     seed: int = 0,
+    faults: Callable[[Sequence[Worker]], Faults] | None = None,
     **executor,
 ) -> Simulation:
     """Serve *requests* to the end in simulated time, under the invariants.
@@ -111,6 +113,7 @@ def simulate(
         timings[worker] = setup.timing or TableTiming(setup.table())
         workers.append(worker)
     sim = SimExecutor(lambda worker: timings[worker], calls=calls, **executor)
+    sim.breaks = faults is not None
     checker = InvariantChecker(recorder)
     order = list(stages.values())
     loop = ServingLoop(
@@ -121,6 +124,7 @@ def simulate(
         router=router(workers) if router is not None else first_worker,
         budget=budget(order) if budget else None,
         branching=Branching(order, seed) if any(s.branches for s in order) else None,
+        fleet=faults(workers) if faults is not None else None,
     )
     checker.watch(loop)
     play(loop, iter(requests))

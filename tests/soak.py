@@ -4,6 +4,7 @@
     python tests/soak.py --inputs 2000 --only formats
     python tests/soak.py --requests 1000000 --only memory
     python tests/soak.py --worlds 20000 --only worlds
+    python tests/soak.py --faults 10000 --only faults
     python tests/soak.py --mutants 300 --only mutants
 
 A damaged file must end in one line with exit code 2, or in an answer; a run's memory must not grow with its requests
@@ -248,6 +249,43 @@ def try_worlds(count: int, seed: int) -> int:
     return 0
 
 
+def try_faults(count: int, seed: int) -> int:
+    """The same of *count* worlds in which workers fail, half of them engines."""
+    import hypothesis
+    from faulty_worlds import FaultyEngines, FaultyWorld, faulty_engines, faulty_worlds
+
+    began = time.monotonic()
+    told = {"lost": 0, "failures": 0}
+    for worlds, many in ((faulty_worlds(), count - count // 2), (faulty_engines(), count // 2)):
+        done = 0
+
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=max(many, 1),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(worlds)
+        def every(world: FaultyWorld | FaultyEngines) -> None:
+            nonlocal done
+            ran = world.run()
+            faults = (ran.loop if isinstance(world, FaultyWorld) else ran[0]).fleet
+            told["lost"] += faults.counts.lost
+            told["failures"] += sum(map(len, faults.outages.values()))
+            done += 1
+
+        try:
+            every()
+        except Exception as error:
+            say(f"FAILED world with faults after {done}: {type(error).__name__}: {error}")
+            return 1
+    rate = count / (time.monotonic() - began)
+    some = f"{told['failures']} failures, {told['lost']} visits lost"
+    say(f"worlds with faults: {count} under all invariants, none broken ({some}), {rate:.0f}/s")
+    return 0
+
+
 def try_mutants(count: int, seed: int) -> int:
     """Change the code *count* times, one change at a time (``tests/mutants.py``); gives 1 if too few are noticed."""
     command = [sys.executable, str(HERE / "mutants.py"), "--count", str(count), "--seed", str(seed)]
@@ -260,9 +298,10 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged files of each kind")
     parser.add_argument("--requests", type=int, default=10_000_000, help="in each way of serving")
     parser.add_argument("--worlds", type=int, default=100_000)
+    parser.add_argument("--faults", type=int, default=20_000, help="worlds in which workers fail")
     parser.add_argument("--mutants", type=int, default=1000, help="changes in the code that the tests are to notice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["formats", "memory", "worlds", "mutants"])
+    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -271,6 +310,7 @@ def main() -> int:
     trials: dict[str, Callable[[], int]] = {
         "formats": lambda: try_formats(given.inputs, given.seed),
         "worlds": lambda: try_worlds(given.worlds, given.seed),
+        "faults": lambda: try_faults(given.faults, given.seed),
         "memory": lambda: try_memory(given.requests),
         "mutants": lambda: try_mutants(given.mutants, given.seed),
     }

@@ -50,6 +50,8 @@ def test_memory_and_worlds(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr(soak, "MOST", 10**6)  # of so few requests what grows is all else
     assert soak.try_memory(400) == 0
     assert soak.try_worlds(5, seed=0) == 0
+    assert soak.try_faults(40, seed=0) == 0
     told = capsys.readouterr().out
     assert re.search(r"image model: 400 requests in .* bytes for each request", told)
-    assert "under all invariants, none broken" in told
+    assert "worlds: 5 under all invariants, none broken" in told
+    assert re.search(r"worlds with faults: 40 under all invariants, none broken \([1-9]\d* failures, [1-9]", told)

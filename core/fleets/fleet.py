@@ -68,6 +68,8 @@ class Fleet:
     """The *replicas*, each the workers that start and stop together, under *scaler* and *rules*. *start* gives the
     seconds that the next start takes, by the replica's number from 0 on."""
 
+    called = "fleet"
+
     def __init__(
         self, replicas: Sequence[Sequence[Worker]], scaler: Autoscaler, rules: Rules, start: Callable[[int], float]
     ) -> None:
@@ -371,6 +373,10 @@ class Fleet:
             "starts": self.starts,
             "waited_for_a_replica": self.held_back,
         }
+
+    def lines(self) -> list[dict[str, Any]]:
+        """When which replica, from 1 on, came to be in which state."""
+        return [{"at": at, "replica": number + 1, "state": state} for at, number, state in self.changes]
 
     def held(self, since: float, until: float) -> dict[str, float]:
         """Seconds between these times in which each device was held."""

@@ -93,6 +93,30 @@ class EngineCheck:
             if self.generated(task) != self.tokens.get(task, 0):
                 raise broken(7, f"{task} counts {task.generated} tokens, but generated {self.tokens.get(task, 0)}")
 
+    def cut_off(self, batch: TokenBatch) -> None:
+        """*batch* was cut off by a fault; its *count* steps were over."""
+        for task in self.chosen if batch.count else ():
+            self.tokens[task] = self.tokens.get(task, 0) + batch.count
+
+    def failed(self) -> None:
+        """The engine has failed: invariant 15, no KV is left."""
+        view = self.view
+        if (view.free_blocks, view.decoding, view.context) != (view.blocks, 0, 0):
+            raise broken(15, f"{view.name} has failed, and holds {view.blocks - view.free_blocks} blocks of KV")
+
+    def lost(self, task: TokenTask) -> int:
+        """The tokens of *task*, which was lost with this engine and is taken up elsewhere."""
+        put_out = self.tokens.pop(task, 0)
+        if task.generated != put_out:
+            raise broken(7, f"{task} was lost with {task.generated} tokens; it generated {put_out}")
+        return put_out
+
+    def takes_up(self, task: TokenTask, tokens: int) -> None:
+        """*task* is about to come, and its client has got so many *tokens*."""
+        if task.generated != tokens or task.computed:
+            raise broken(15, f"{task} takes up a visit of which {tokens} tokens were sent, and all KV is lost")
+        self.tokens[task] = tokens
+
     def generated(self, task: TokenTask) -> int:
         """What *task*, which runs, says that it has generated."""
         return task.generated
@@ -175,6 +199,16 @@ class AheadCheck(EngineCheck):
         if batch.count != 1:
             raise broken(7, f"{batch} ran {batch.count} times on end, but it was decided ahead")
         self.flights.pop(0)
+
+    def cut_off(self, batch: TokenBatch) -> None:
+        """It counts as done since it was decided, until `failed`."""
+
+    def failed(self) -> None:
+        for task in (task for flight in self.flights for task in flight):
+            if task in self.tokens:
+                self.tokens[task] -= 1
+        self.flights.clear()
+        super().failed()
 
     def put_out(self, task: TokenTask) -> int:
         lost = sum(task in flight for flight in self.flights)

@@ -55,10 +55,11 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
     runs: Runs = {}
     last: dict[tuple[str, int], float] = {}
     sizes: dict[str, Counter[int]] = {}
+    down = _down(folder)
     for record in _lines(folder / "batches.jsonl"):
         name = f"batch {record['id']} of {record['worker']}"
         worker, start, end, ids = record["worker"], record["start"], record["end"], record["requests"]
-        count = len(record["ends"]) if "ends" in record else 1
+        count = len(record["ends"]) if "ends" in record else 0 if record.get("lost") else 1
         for number in record.get("devices", (record.get("thread", -1),)):
             place = (worker, number)
             if start < last.get(place, start):
@@ -68,7 +69,13 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
         size = len(record["prefill"]) + record["decode"] if "prefill" in record else len(ids)
         if not size or len(set(ids)) < len(ids):
             raise broken(4, f"{name} holds a request twice, or none: {ids}")
-        sizes.setdefault(worker, Counter())[size] += count
+        if count:
+            sizes.setdefault(worker, Counter())[size] += count
+        elif not record.get("lost"):
+            raise broken(7, f"{name} ran no iteration, and no fault cut it off")
+        for begin, until in down.get(worker, ()):
+            if start < until and end > begin:
+                raise broken(15, f"{name} ran from {start!r} to {end!r}, and was down from {begin!r} to {until!r}")
         if "prefill" in record:
             continue
         reused = record.get("reused", ())
@@ -86,6 +93,17 @@ def _check_batch_records(folder: Path, summary: dict[str, Any]) -> Runs:
     if told != {w: dict(c) for w, c in sizes.items()}:
         raise broken(4, "the summary's batch sizes are not those of the batches")
     return runs
+
+
+def _down(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """When each worker was down, in a run with faults."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    path = folder / "faults.jsonl"
+    for line in _lines(path) if path.exists() else ():
+        if "lost_requests" in line:
+            until = float("inf") if line["until"] is None else line["until"]
+            found.setdefault(line["worker"], []).append((line["at"], until))
+    return found
 
 
 def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[str, Sequence[str]]) -> None:
@@ -116,10 +134,13 @@ def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[st
             _check_tokens(stay, done, where)
             continue
         own = runs.get((stay["worker"], record["id"]), [])
-        if stays[stay["worker"]] > 1:
+        if stays[stay["worker"]] > 1 or "attempts" in record:
             first, last = stay["started"], stay["finished"]
             own = [r for r in own if first is not None and r[0] >= first and (last is None or r[1] <= last)]
         _check_stay(stay, record, own, where)
+    for attempt in record.get("attempts", ()):
+        marks = [(m, attempt[m]) for m in ("queued", "started", "lost") if attempt[m] is not None]
+        check_order([("arrival", record["arrival"]), *marks], f"{name}, lost at {attempt['worker']}")
     ends = [end for stage in finishes.values() for end in stage]
     if done and finished != max(ends, default=None):
         raise broken(2, f"{name} finished at {finished!r}, its stages at {ends}")

@@ -97,6 +97,7 @@ class TokenBatch(Batch):
             "context": self.context,
             "preempted": [task.id for task in self.preempted],
             **({"free": self.free} if self.free is not None else {}),
+            **({"moved": self.swapped} if self.swapped else {}),
             **({"stages": [[*span] for span in self.stages]} if self.stages else {}),
         }
 

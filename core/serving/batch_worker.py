@@ -91,6 +91,59 @@ class BatchWorker(Worker):
         if self.books is not None:
             self.books.check_out(task)
 
+    def fail(self, now: float) -> list[Task]:
+        view, batch = self.view, self.view.in_flight
+        if batch is not None:
+            self._cut_off(batch)
+        view.in_flight = None
+        view.backlog.clear()
+        lost = [*view.running, *view.waiting]
+        for task in lost:
+            self._lose(task, now)
+        lost += [task for task in self._take_out() if task.request.outcome is None]
+        self.purge = False
+        self._no_alarm()
+        return lost
+
+    def fail_batch(self, batch: Batch, now: float) -> list[Task]:
+        view = self.view
+        view.in_flight = None
+        view.backlog.clear()
+        for task in batch.tasks:
+            if task in view.running:
+                self._lose(task, now)
+        if self.purge:
+            self._purge()
+        return [*batch.tasks]
+
+    def _cut_off(self, batch: Batch) -> None:
+        """*batch* ends now, in the middle of its last iteration."""
+        batch.count -= 1
+        if batch.ends is not None:
+            del batch.ends[batch.count :]
+        steps = batch.count  # several iterations are never those of whole requests
+        if steps:
+            if self.books is not None:
+                self.books.ended(batch.tasks, steps)
+            for task in batch.tasks:
+                task.left -= steps
+
+    def _lose(self, task: Task, now: float) -> None:
+        view = self.view
+        if task in view.waiting:
+            del view.waiting[task]
+            self.policy.removed(task, self.shown, now)
+        else:
+            self.policy.removed(task, self.shown, now)
+            del view.running[task]
+        if self.books is not None:
+            self.books.check_out(task)
+
+    def _take_out(self) -> list[Task]:
+        """Empty the inbox."""
+        inbox, self.inbox = self.inbox, []
+        return inbox
+
     def clear(self) -> None:
         self.view.backlog.clear()
         self._ask_again()

@@ -281,6 +281,10 @@ class Dispatcher:
         """How many requests wait centrally for *stage*."""
         return len(self._waiting.get(stage.name, ()))
 
+    def held(self, stage: Stage) -> list[Request]:
+        """Who waits centrally for *stage*."""
+        return list(self._waiting.get(stage.name, ()))
+
     def forget(self, request: Request) -> None:
         """*request* has ended."""
         for waiting in self._waiting.values():

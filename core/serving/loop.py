@@ -286,6 +286,12 @@ class ServingLoop:
         if request.outcome is None:
             self.end(request, Outcome.FAILED, reason)
 
+    def forget_visit(self, task: Task) -> None:
+        """*task* was lost with its worker, and its request is about to be sent to its stage again."""
+        task.request.tasks.remove(task)
+        if self._booked:
+            self._stays.of[task.request.id].pop(task, None)
+
     def _received(self, task: Task) -> None:
         """*task* is no longer on its way to its worker."""
         assert task.worker is not None
@@ -313,7 +319,7 @@ class ServingLoop:
         """Those of all workers, the routers, and the autoscaler."""
         asked = (self.dispatcher, *[handover.dispatcher for handover in self.handovers])
         routers = [router for dispatcher in asked if dispatcher is not None for router in dispatcher.routers]
-        scaler = [self.fleet.scaler] if self.fleet is not None else []
+        scaler = [self.fleet.scaler] if self.fleet is not None and self.fleet.scaler is not None else []
         return [*[worker.policy for worker in self.workers], *routers, *scaler]
 
     def outputs_of(self, request: Request) -> Outputs | None:

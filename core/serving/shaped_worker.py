@@ -124,6 +124,10 @@ class ShapedWorker(BatchWorker):
         self.inbox, self.door = waiting[:count], waiting[count:]
         super()._take_in()
 
+    def _take_out(self) -> list[Task]:
+        at_the_door, self.door = self.door, []
+        return [*at_the_door, *super()._take_out()]
+
     def _commit(self, decision: Decision, settled: bool) -> None:
         self._check_shapes(decision)
         super()._commit(decision, settled)

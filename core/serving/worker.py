@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
-from ..errors import PolicyFault, ServeTwinError
+from ..errors import BadInput, PolicyFault, ServeTwinError
 from ..isolation import task_ledger
 from ..isolation.answers import LEAST, MOST, OFTEN, check_decision, check_time, fault
 from ..isolation.code_inspection import INTERPRETER, named, own, raised_at, says
@@ -115,8 +115,8 @@ class Handing(Protocol):
 class Scaling(Protocol):
     """Lets workers come and go (`servetwin.core.fleets.fleet.Fleet`)."""
 
-    scaler: Any  #: who says how many there should be
-    changes: list[tuple[float, int, Any]]  #: when which replica came to be in which state
+    called: str  #: the part of the summary, and the file beside it, that tell of it
+    scaler: Any  #: who says how many there should be; None: nobody
 
     def attach(self, loop: Any) -> None:
         """Work for *loop*, before anything arrives."""
@@ -137,10 +137,13 @@ class Scaling(Protocol):
         """*request* waits until a worker of *stage* is there."""
 
     def summary(self, since: float, until: float) -> dict[str, Any]:
-        """How many replicas there were between these times."""
+        """What the summary says of it, between these times."""
 
-    def held(self, since: float, until: float) -> dict[str, float]:
-        """Seconds between these times in which each device was held."""
+    def lines(self) -> list[dict[str, Any]]:
+        """What the file holds."""
+
+    def held(self, since: float, until: float) -> dict[str, float] | None:
+        """Seconds between these times in which each device was held; None: all were, all the time."""
 
 
 class Worker:
@@ -278,6 +281,20 @@ class Worker:
     def restart(self) -> None:
         """Its process ends while nothing is here: what it keeps between requests is lost."""
 
+    def fail(self, now: float) -> list[Task]:
+        """It fails: gives the visits that were here, all of which are lost. The executor has forgotten its batches;
+        they get as *count* the iterations that were over. Kinds of workers that may fail say how."""
+        right = "an engine, or a worker with batches"
+        raise BadInput(f"{self.name} is a {self.kind}, which cannot fail", right=right)
+
+    def fail_batch(self, batch: Batch, now: float) -> list[Task]:
+        """*batch*, which is in flight and which the executor has not begun, fails alone: gives its visits, which are
+        lost. Kinds of workers of which batches may fail alone say how."""
+        raise BadInput(f"no batch of {self.name} can fail alone", right="a restart, where memory runs out")
+
+    def take_up(self, task: Task, lost: Task) -> None:
+        """*task*, which is about to be sent here, follows *lost*, which was lost with its worker."""
+
     # -- what its policy may see and say --------------------------------------------------------------------
 
     def show(self, kept: bool, peers: Sequence[WorkerState] = ()) -> None:
@@ -397,6 +414,12 @@ class Worker:
     def _alarmed(self) -> None:
         self.alarm, self.alarm_at = None, NEVER
         self.ring()
+
+    def _no_alarm(self) -> None:
+        """It does not wake by itself any more."""
+        if self.alarm is not None:
+            self.alarm.cancel()
+        self.alarm, self.alarm_at, self.idles = None, NEVER, 0
 
     def _run_first(self, batch: Any, done: Any) -> None:
         """Runs its first batch, and finds out what runs all others."""

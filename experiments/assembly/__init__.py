@@ -10,7 +10,7 @@
 `shapes`            the shapes of requests, and workers that serve several
 `groups`            workers that serve a group of devices
 `replicas`          several devices behind a router, spelled out
-`fleets`            replicas that come and go
+`fleets`            replicas that come and go; devices and workers that fail
 `costs`             device-hours, dollars, energy and utilisation, where devices have prices
 `inputs`            what the numbers of an experiment are made of; `same_run`: whether a run still is that
 ==================  ======================================================================================

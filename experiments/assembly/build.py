@@ -114,10 +114,10 @@ class Run:
         fleet, held_for = self.loop.fleet, None
         if fleet is not None:
             lasted = summary.first_arrival or 0.0, summary.last_end
-            summary.input["fleet"], held_for = fleet.summary(*lasted), fleet.held(*lasted)
+            summary.input[fleet.called], held_for = fleet.summary(*lasted), fleet.held(*lasted)
             if isinstance(self.recorder, RunFolder):
-                lines = [json.dumps({"at": at, "replica": n + 1, "state": state}) for at, n, state in fleet.changes]
-                (self.recorder.folder / "fleet.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+                lines = [json.dumps(line) for line in fleet.lines()]
+                (self.recorder.folder / f"{fleet.called}.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
         if self.executor.cards:
             summary.input["placement"] = cards.told(self.executor.swaps)
             if isinstance(self.recorder, RunFolder):
@@ -206,7 +206,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["trace"]["other_images"] = other
     optional = any(w.engine is not None and w.engine.options for w in experiment.deployment.workers)
     acts = any(module.actions for module in experiment.pipeline.modules.values())
-    states = optional or acts or any(x is not None for x in (plan.handover, plan.autoscaler, plan.cards))
+    stating = (plan.handover, plan.autoscaler, plan.cards, plan.faults)
+    states = optional or acts or any(x is not None for x in stating)
     if said := [*not_measured(profiles.values()), *(stated.stands_on(experiment) if states else ())]:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
@@ -232,6 +233,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         )
 
     executor = computing(workers)
+    executor.breaks = plan.faults is not None
     if plan.cards is not None:
         cards.share(experiment, profiles, workers, executor)
 

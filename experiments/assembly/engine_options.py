@@ -69,7 +69,8 @@ def stands_on(experiment: Experiment) -> list[str]:
                 profile = load_profiles(experiment)[spec.device or ""]
                 if profile.token_data.engine.asynchronous:
                     off = "drafts: asynchronous scheduling is off, as vLLM sets it where they come from"
-                    said[f"{off} {config.method}"] = None
+                    asked = "" if config.method == "ngram" else " and it is not asked for"
+                    said[f"{off} {config.method}{asked}"] = None
             if config.draft is not None and (own := config.draft.device) is not None:
                 said[f"drafts are made in the times of {experiment.deployment.devices[own]} (device {own})"] = None
             if config.draft is not None and config.draft.source is not None:
@@ -183,11 +184,15 @@ def steps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, 
 def _made(spec: WorkerSpec, experiment: Experiment, profiles: Mapping[str, Profile]) -> Callable[[Any], Any] | None:
     """What makes of steps those of *spec*; None if they are the same."""
     assert spec.engine is not None
-    if spec.engine.lora is not None:
-        stated = spec.engine.lora.slowdown
-        slowdown = _of_adapters(spec, profiles, LORA_SLOWDOWN(), "slowdown") if stated is None else stated
+    drafts = None if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)
+    if spec.engine.lora is None:
+        return drafts
+    stated = spec.engine.lora.slowdown
+    slowdown = _of_adapters(spec, profiles, LORA_SLOWDOWN(), "slowdown") if stated is None else stated
+    if drafts is None:
         return partial(AdapterSteps, factor=slowdown)
-    return None if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)
+    # What drafts has no adapters: its own time stays.
+    return lambda times: drafts(AdapterSteps(times, slowdown))
 
 
 def _of_adapters(spec: WorkerSpec, profiles: Mapping[str, Profile], cost: str, key: str) -> float:
@@ -295,24 +300,31 @@ def _of_stages(stages: PipelineParallel, profile: Profile, *, costs: bool) -> li
 def swaps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, Callable[[int], float]]:
     """Seconds in which so many blocks come back from the host, or adapters come, by the name of each worker of which
     the experiment states it. Raises `BadInput` for those of which nobody says it."""
-    found: dict[str, Callable[[int], float]] = {}
-    for name, spec in _engines(experiment):
-        engine, profile = spec.engine, profiles[spec.device or ""]
-        if engine is not None and engine.lora is not None and experiment.time.costs:
-            stated = engine.lora.load_seconds
-            each = _of_adapters(spec, profiles, LORA_LOAD(), "load_seconds") if stated is None else stated
-            found[name] = partial(_line, 0.0, each)
-        if engine is None or engine.kv_offloading is None or not experiment.time.costs:
-            continue
-        said, data = engine.kv_offloading, profile.token_data
-        if said.gb_per_s is not None:
-            size = bytes_of_block(engine, data, engine.block_size or data.kv.block_size)
-            found[name] = partial(_line, said.latency, size / (said.gb_per_s * 1e9))
-        elif SWAP() not in profile.costs:
-            what = f"nothing says how long KV takes to come back from the host: {profile.name} has no cost kv.swap"
-            right = "gb_per_s: 25, say, and its source; or a profile with that cost"
-            raise BadInput(what, where=f"{ENGINE}.kv_offloading.gb_per_s", right=right)
-    return found
+    if not experiment.time.costs:
+        return {}
+    found = {name: swap_of(spec, profiles) for name, spec in _engines(experiment)}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def swap_of(spec: WorkerSpec, profiles: Mapping[str, Profile]) -> Callable[[int], float] | None:
+    """As of `swaps`, for the engine of *spec*; None if nothing is stated of it."""
+    engine, profile = spec.engine, profiles[spec.device or ""]
+    assert engine is not None
+    if engine.lora is not None:
+        stated = engine.lora.load_seconds
+        each = _of_adapters(spec, profiles, LORA_LOAD(), "load_seconds") if stated is None else stated
+        return partial(_line, 0.0, each)
+    if engine.kv_offloading is None:
+        return None
+    said, data = engine.kv_offloading, profile.token_data
+    if said.gb_per_s is not None:
+        size = bytes_of_block(engine, data, engine.block_size or data.kv.block_size)
+        return partial(_line, said.latency, size / (said.gb_per_s * 1e9))
+    if SWAP() not in profile.costs:
+        what = f"nothing says how long KV takes to come back from the host: {profile.name} has no cost kv.swap"
+        right = "gb_per_s: 25, say, and its source; or a profile with that cost"
+        raise BadInput(what, where=f"{ENGINE}.kv_offloading.gb_per_s", right=right)
+    return None
 
 
 def _line(constant: float, each: float, blocks: int) -> float:

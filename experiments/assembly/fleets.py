@@ -1,18 +1,24 @@
-"""Replicas that come and go: the fleet of an experiment with an autoscaler."""
+"""Replicas that come and go, and devices that fail: the fleet of an experiment with an autoscaler, or its faults."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING
 
 from servetwin.core import BadInput
+from servetwin.core.faults.faults import Faults
+from servetwin.core.faults.schedule import Event, OutOfMemory, Retry, drawn, in_order
+from servetwin.core.faults.schedule import Rules as FaultRules
 from servetwin.core.fleets.fleet import Fleet, Rules
 from servetwin.core.random_streams import stream
 
 from ..registry import autoscaler_registry
+from ..registry.catalog import suggest
 from ..spec.experiment import Experiment
 from ..spec.keys.autoscaler import AutoscalerSpec, StartSpec
+from ..spec.keys.faults import FaultSpec, FaultsSpec
 
 if TYPE_CHECKING:
     from servetwin.core import Worker
@@ -39,8 +45,8 @@ def _starting(spec: StartSpec, seed: int) -> Callable[[int], float]:
 
 
 def refuse(experiment: Experiment, who: str, right: str) -> None:
-    """Raise `BadInput` if replicas of *experiment* come and go, or models share a card, or classes enter single
-    modules, which *who* does not know; *right* is for the first."""
+    """Raise `BadInput` if replicas of *experiment* come and go, or devices fail, or models share a card, or classes
+    enter single modules, which *who* does not know; *right* is for the first."""
     if experiment.deployment.cards is not None:
         what = f"{who} knows no cards that several models share"
         raise BadInput(what, where="deployment.cards", right=right.replace("no autoscaler", "no cards"))
@@ -52,3 +58,87 @@ def refuse(experiment: Experiment, who: str, right: str) -> None:
     if experiment.deployment.autoscaler is not None:
         what = f"{who} knows no replicas that come and go"
         raise BadInput(what, where="deployment.autoscaler", right=right)
+    if experiment.deployment.faults is not None:
+        what = f"{who} knows no devices that fail"
+        raise BadInput(what, where="deployment.faults", right=right.replace("autoscaler", "faults"))
+
+
+# -- devices that fail ---------------------------------------------------------------------------------------
+
+FAULTS = "deployment.faults"
+
+
+def make_faults(spec: FaultsSpec, workers: Sequence[Worker], seed: int) -> Faults:
+    """What goes wrong with *workers*, replicas written out, as *spec* says. Raises `BadInput` if it names others."""
+    able = [worker for worker in workers if worker.kind in ("batch", "engine")]
+    script = [_event(i, fault, able, seed) for i, fault in enumerate(spec.script)]
+    lines = []
+    if spec.drawn is not None:
+        known = list(dict.fromkeys(worker.device for worker in able))
+        for i, device in enumerate(spec.drawn.devices or known):
+            where = f"{FAULTS}.drawn.devices.{i}"
+            lines.append(drawn(device, _on(device, able, where), spec.drawn.mtbf, spec.drawn.mttr, seed))
+    memory = {}
+    if spec.out_of_memory is not None:
+        said = spec.out_of_memory
+        names = [worker.name for worker in able]
+        for i, name in enumerate(said.workers or names):
+            _known(name, names, f"{FAULTS}.out_of_memory.workers.{i}", "worker")
+            seconds = None if said.restart is None else said.restart.seconds
+            memory[name] = OutOfMemory(said.batch, seconds)
+    retry = None if spec.retry is None else Retry(spec.retry.attempts, spec.retry.backoff_seconds)
+    return Faults(workers, in_order(script, *lines), FaultRules(spec.detect_seconds, retry, memory))
+
+
+def _event(place: int, fault: FaultSpec, workers: Sequence[Worker], seed: int) -> Event:
+    where = f"{FAULTS}.script.{place}"
+    if fault.device is not None:
+        names, what = _on(fault.device, workers, f"{where}.device"), fault.device
+    else:
+        assert fault.worker is not None
+        _known(fault.worker, [worker.name for worker in workers], f"{where}.worker", "worker")
+        names, what = [fault.worker], fault.worker
+    until = inf if fault.until is None else fault.until
+    if fault.lasts is not None:
+        until = fault.at + fault.lasts
+    if fault.restart is not None:
+        until = fault.at + _restart(fault.restart, place, seed)
+    return Event(fault.at, fault.kind, tuple(names), until, fault.factor or 1.0, fault.seconds or 0.0, what)
+
+
+def _restart(spec: StartSpec, place: int, seed: int) -> float:
+    """Seconds of a restart; a drawn one comes from a stream of its own."""
+    seconds = spec.seconds
+    if spec.draw == "exponential":
+        seconds *= float(stream(seed, f"restarts/{place}").standard_exponential())
+    if seconds <= 0.0:
+        right = "seconds for machine, weights or warm_up"
+        raise BadInput("a restart takes time", where=f"{FAULTS}.script.{place}.restart", right=right)
+    return seconds
+
+
+def _on(device: str, workers: Sequence[Worker], where: str) -> list[str]:
+    _known(device, list(dict.fromkeys(worker.device for worker in workers)), where, "device")
+    return [worker.name for worker in workers if worker.device == device]
+
+
+def _known(name: str, names: Sequence[str], where: str, what: str) -> None:
+    if name not in names:
+        raise BadInput(f"no {what} that may fail is called {name!r}", where=where, right=suggest(name, names))
+
+
+def faults_stand_on(spec: FaultsSpec | None) -> list[str]:
+    """A line for each number of *spec* that nobody measured here, with its source."""
+    if spec is None:
+        return []
+    found = []
+    if spec.drawn is not None:
+        mean = f"a failure each {spec.drawn.mtbf:g} s of a device, repaired in {spec.drawn.mttr:g} s"
+        found.append(f"failures are drawn ({mean} on average): {spec.drawn.source}")
+    starts = [(f"a restart of {fault.worker}", fault.restart) for fault in spec.script if fault.restart is not None]
+    if spec.out_of_memory is not None and spec.out_of_memory.restart is not None:
+        starts.append(("a restart after memory ran out", spec.out_of_memory.restart))
+    for what, start in starts:
+        phases = ", ".join(f"{n.replace('_', '-')} {seconds:g} s" for n, seconds in start.phases.items() if seconds)
+        found.append(f"{what} is stated ({phases}): {start.source}")
+    return found

@@ -20,12 +20,13 @@ from servetwin.core.serving.branching import Branching
 from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.serving.dispatch import Dispatcher
 from servetwin.core.serving.pool import Pool
+from servetwin.core.serving.worker import Scaling
 
 from ..registry import router_registry
 from ..spec.experiment import Experiment, ListedCalls, LognormalCalls, PipelineSpec, WorkerSpec
 from ..spec.shapes import StepActionsSpec
 from ..workload.lengths import largest
-from .fleets import make_fleet
+from .fleets import make_faults, make_fleet
 from .handovers import make_handovers, profiles_by_role
 from .llm_workers import deadlines_of
 
@@ -91,6 +92,11 @@ def wiring(
     stale = dict(routers.values())
     handovers = make_handovers(experiment, workers, profiles, *between) if plan.handover is not None else []
     entries = [worker for worker in workers if worker.takes_requests]
+    fleet: Scaling | None = None
+    if plan.faults is not None:
+        fleet = make_faults(plan.faults, workers, experiment.seed)
+    elif plan.autoscaler is not None:
+        fleet = make_fleet(plan.autoscaler, workers, replicas, experiment.seed)
     entering = {name: own.enters for name, own in experiment.workload.classes.items() if own.enters is not None}
     return {
         **({"handovers": handovers} if handovers else {}),
@@ -98,7 +104,7 @@ def wiring(
         "router": Dispatcher(entries, usual, others, stale=stale, seed=experiment.seed),
         "budget": make_budget(experiment, stages, profiles) if experiment.budget.used else None,
         "branching": Branching(stages, experiment.seed) if branches else None,
-        "fleet": make_fleet(plan.autoscaler, workers, replicas, experiment.seed) if plan.autoscaler else None,
+        "fleet": fleet,
     }
 
 

@@ -44,6 +44,7 @@ def expanded(experiment: Experiment) -> Experiment:
         handover=plan.handover,
         prices=prices if plan.prices is not None else None,
         autoscaler=plan.autoscaler,
+        faults=plan.faults,
         cards=cards if plan.cards is not None else None,
     )
     return experiment.model_copy(update={"deployment": whole})

@@ -5,13 +5,14 @@ from __future__ import annotations
 from ..placement import cards
 from ..spec.experiment import Experiment
 from ..spec.shapes import StepActionsSpec
-from . import engine_options, handovers
+from . import engine_options, fleets, handovers
 
 
 def stands_on(experiment: Experiment) -> list[str]:
     """A line for each number, or table, that *experiment* states with its source: of hand-overs, of options of
     engines, of starts of replicas, of what policies may do with steps."""
     found = [*handovers.stands_on(experiment), *engine_options.stands_on(experiment)]
+    found += fleets.faults_stand_on(experiment.deployment.faults)
     found += cards.stands_on(experiment)
     scaler = experiment.deployment.autoscaler
     if scaler is not None:

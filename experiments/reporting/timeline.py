@@ -260,7 +260,8 @@ class Gathered:
         """Requests that belong to no worker because none is ready, or until a router binds them. In other runs they
         are on their way, and so they are between stages where replicas come and go."""
         central = _central(meta)
-        scaled = bool(meta.get("experiment", {}).get("deployment", {}).get("autoscaler"))
+        plan = meta.get("experiment", {}).get("deployment", {})
+        scaled = bool(plan.get("autoscaler") or plan.get("faults"))
         times = np.array(
             (self._before if central or scaled else array("d")) + (self._between if central else array("d"))
         )

@@ -18,6 +18,7 @@ from servetwin.core import BadInput
 from servetwin.profiles import Kind
 
 from .keys.autoscaler import AutoscalerSpec
+from .keys.faults import FaultsSpec
 from .keys.field_types import Count, NotNegative, Positive, Strict, Weight
 from .keys.memory import CardSpec
 from .keys.prices import Price
@@ -410,8 +411,8 @@ class Deployment(Strict):
     or a mapping; docs/guides/routing.md), *routers* says so for single modules. *replicas* repeats the whole
     deployment, each time on devices of its own. *handover*: how prompts get from workers that prefill to workers that
     decode, where there are such roles. *prices*: what each device costs, and draws. *autoscaler*: how many of the
-    *replicas*, which are then the most, serve when. *cards*: which of the devices are models that share the memory of
-    one card, and take turns on it.
+    *replicas*, which are then the most, serve when. *faults*: which devices and workers fail, and what is done
+    about it. *cards*: which of the devices are models that share the memory of one card, and take turns on it.
     """
 
     name: str | None = None
@@ -424,6 +425,7 @@ class Deployment(Strict):
     handover: HandoverSpec | None = None
     prices: dict[str, Price] | None = None
     autoscaler: AutoscalerSpec | None = None
+    faults: FaultsSpec | None = None
     cards: dict[str, CardSpec] | None = None
 
     @property
@@ -524,7 +526,7 @@ class Experiment(Strict):
         if whole:
             return content
         for said in (plan, *plan["workers"], *content["pipeline"]["modules"].values()):
-            for key in ("handover", "role", "prices", "actions", "autoscaler", "gpus", "cards"):
+            for key in ("handover", "role", "prices", "actions", "autoscaler", "faults", "gpus", "cards"):
                 if key in said and said[key] is None:
                     del said[key]
         for worker in plan["workers"]:

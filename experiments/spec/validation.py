@@ -75,6 +75,7 @@ def check(experiment: Experiment) -> None:
     _check_branches(experiment.pipeline)
     _check_deployment(experiment.deployment, modules)
     _check_budget(experiment)
+    schedule_validation.check_faults(experiment)
 
 
 def _check_actions(path: tuple[str, ...], module: ModuleSpec, branches: int) -> None:

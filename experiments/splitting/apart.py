@@ -75,6 +75,7 @@ def why_whole(run: Built) -> str | None:
             "not all are engines of one model",
         ),
         (len(set(devices)) < len(devices), "workers share a device"),
+        (run.experiment.deployment.faults is not None, "devices and workers fail"),
         (loop.fleet is not None, "replicas come and go"),
         (run.executor.cards, "models share cards"),
         (bool(loop.handovers), "requests are handed over between engines"),

@@ -125,6 +125,7 @@ def results_of(experiment: Experiment, summary: Summary) -> Row:
     row |= full.get("quality", {})
     row |= full.get("cost", {})
     row |= full.get("fleet", {})
+    row |= {key: told for key, told in full.get("faults", {}).items() if key != "workers"}
     row |= {name: value for name, value in full.get("placement", {}).items() if name != "models"}
     if used := full.get("device_groups", {}).get(main_worker(experiment)):
         row |= {name: used[name] for name in ("device_seconds", "mean_degree", "changes")}

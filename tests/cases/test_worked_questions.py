@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import sys
 from pathlib import Path
@@ -85,3 +86,31 @@ def test_following_the_load_costs_what_is_held(folder: Path) -> None:
     four = by_name["always", 4].point.rows[0]
     assert four["device_hours"] * 3600 == pytest.approx(4 * four["duration"])
     assert row["attainment"] == four["attainment"] == 1.0
+
+
+def sojourn_with_breakdowns(rate: float, service: float, mtbf: float, mttr: float) -> float:
+    """Mean seconds that a request is in a queue with one server that fails, also when nobody is there, and begins
+    anew what it was doing: M/G/1 by completion times (Avi-Itzhak and Naor 1963), the first of each busy period with
+    the rest of a repair before it (Welch 1964)."""
+    f, p = 1 / mtbf, math.exp(-service / mtbf)
+    lost = 1 / f - service * p / (1 - p)  # what a failed attempt took
+    lost_squared = 2 / f**2 - (service**2 + 2 * service / f) * p / (1 - p)
+    cycle, cycle_squared = lost + mttr, lost_squared + 2 * lost * mttr + 2 * mttr**2
+    fails, fails_twice = (1 - p) / p, 2 * ((1 - p) / p) ** 2
+    mean = service + fails * cycle
+    square = service**2 + 2 * service * fails * cycle + fails * cycle_squared + fails_twice * cycle**2
+    down = f / (rate + f + 1 / mttr)
+    first, first_squared = mean + down * mttr, square + 2 * mean * down * mttr + 2 * down * mttr**2
+    begins = (1 - rate * mean) / (1 - rate * mean + rate * first)
+    wait = rate * square / (2 * (1 - rate * mean))
+    wait += rate * (first_squared - square) / (2 * (1 - rate * mean + rate * first))
+    return wait + begins * first + (1 - begins) * mean
+
+
+def test_one_that_dies_is_a_queue_with_breakdowns(folder: Path) -> None:
+    rows = [run_point(load(folder / "dies.yaml", [("seed", seed)])) for seed in range(3)]
+    found = [row["mean_e2el_ms"] / 1000 for row in rows]
+    assert sojourn_with_breakdowns(0.5, 1.0, 1e5, 1e-3) == pytest.approx(1.5, rel=1e-4)  # M/D/1
+    assert sum(found) / 3 == pytest.approx(sojourn_with_breakdowns(0.5, 1.0, 40.0, 4.0), rel=0.03)
+    assert sum(row["mean_availability"] for row in rows) / 3 == pytest.approx(40 / 44, rel=0.01)
+    assert all(row["gave_up"] == 0 and row["finished"] == 20000 for row in rows)

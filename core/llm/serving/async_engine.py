@@ -194,7 +194,7 @@ class TokenEngineAhead(TokenEngine):
 
     def _hear_when_launched(self) -> None:
         self.deciding = True  # launching what comes next
-        self.loop.call_at(max(self._free, self.loop.now()), self._hear)
+        self._resting = self.loop.call_at(max(self._free, self.loop.now()), self._hear)
 
     def _hear(self) -> None:
         """The host has launched what it decided last, and hears of what has ended meanwhile: where launches are long
@@ -241,6 +241,21 @@ class TokenEngineAhead(TokenEngine):
         else:
             return
         self._visit_over(task)
+
+    def fail(self, now: float) -> list[TokenTask]:
+        lost = super().fail(now)
+        self.flights.clear()
+        self._unheard.clear()
+        self._debt, self._free, self.settled = 0.0, now, now
+        del self.ends[:]  # nobody decodes, and of the ticks that were in flight no end will ever come
+        self.first_end = self.tick
+        if self._absent is not None:
+            self._absent = Absent(self)
+        return lost
+
+    def _cut_off(self, batch: TokenBatch, now: float) -> None:
+        for one in (batch, *self.view.backlog):
+            one.count = 0
 
     # -- decode steps on end ------------------------------------------------------------------------------
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappush
+from typing import Any, cast
 
+from ...serving.worker import Handle
+from ..batch import TokenBatch
 from ..policy import Chunk, TokenView
 from ..request import Ticks, TokenTask
 from .engine_ledger import TokenBooks
@@ -173,3 +176,86 @@ class DecodeSums(TokenBooks):
     def _preempt(self, task: TokenTask) -> None:
         """*task* loses its memory."""
         raise NotImplementedError
+
+
+class FailingEngine(DecodeSums):
+    """What an engine does when it fails, and after others have (`servetwin.core.faults`)."""
+
+    __slots__ = (
+        "_fruitless",
+        "_resting",
+        "_taken_up",
+        "_untaken",
+        "deciding",
+        "preempted",
+        "regrouped",
+        "stale",
+        "swapped",
+    )
+
+    # What `engine.TokenEngine` has besides.
+    deciding: bool
+    stale: bool
+    swapped: int
+    preempted: list[TokenTask]
+    regrouped: Any
+    _fruitless: int
+    _untaken: int
+    _resting: Handle | None  # the call that ends what lies between two steps
+    _taken_up: dict[TokenTask, float]  # visits that follow lost ones, until they are taken in: when those were queued
+
+    def withdraw(self, task: TokenTask, now: float) -> None:
+        raise NotImplementedError
+
+    def _tick(self, batch: TokenBatch, now: float) -> None:
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """It begins anew while nothing is here: what it kept between requests is lost."""
+
+    def fail(self, now: float) -> list[TokenTask]:
+        """It fails: gives who was here. All KV is lost, and all tokens that have not come out."""
+        view, worker, batch = self.view, self.worker, self.view.in_flight
+        if batch is not None:
+            self._cut_off(cast("TokenBatch", batch), now)
+        lost = [*view.running, *view.waiting]
+        for task in lost:
+            self.withdraw(task, now)
+        view.in_flight = view.checked = None
+        view.backlog.clear()
+        for task in cast("list[TokenTask]", worker.inbox):
+            del self.lengths[task]
+            if task.request.outcome is None:
+                lost.append(task)
+        worker.inbox = []
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting, self.deciding, self.stale = None, False, False
+        self._untaken = self.swapped = self._fruitless = 0
+        self.preempted, self.regrouped = [], None
+        self._recomputed.clear()
+        self._taken_up.clear()
+        self.restart()
+        return lost
+
+    def _cut_off(self, batch: TokenBatch, now: float) -> None:
+        """*batch* ends now, in the middle of its last step."""
+        batch.count -= 1
+        if batch.ends is not None:
+            del batch.ends[batch.count :]
+        if batch.count:
+            self._tick(batch, now)
+        for task, _, _ in batch.prefill:
+            self.keep_books(task)  # what it counts was to be written when the step is over
+        self.view.in_flight = None
+
+    def take_up(self, task: TokenTask, lost: TokenTask) -> None:
+        """*task*, which is about to be sent here, follows *lost*. What the client has got stays sent, and the rest is
+        waited for since *lost* was; KV is computed again, as after a preemption."""
+        task.arrival, task.admitted, task.started = lost.arrival, lost.admitted, lost.started
+        task.first_token, task.preemptions, task.budget = lost.first_token, lost.preemptions, lost.budget
+        task.base_generated = lost.generated
+        if self.keep_times and lost.token_times is not None:
+            task.token_times = array("d", lost.token_times)
+        task.queued = self._taken_up[task] = lost.queued
+        self.keep_books(task)

@@ -20,17 +20,17 @@ from ...slo import latest
 from ..batch import Piece, Regrouped, TokenBatch
 from ..policy import DECODES, PREFILLS, All, Chunk, Step, admits_all
 from ..request import TokenTask, tokens_of_visit
-from .decode_sums import DecodeSums
+from .decode_sums import FailingEngine
 from .engine_ledger import FRUITLESS, Guard
 from .host import LLMWorker
 
 
-class TokenEngine(DecodeSums):
+class TokenEngine(FailingEngine):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_fruitless", "_recomputed", "_untaken",
-        "deciding", "ended",
+        "_recomputed",
+        "ended",
         "fetched",
         "go_on",
         "guard",
@@ -40,13 +40,9 @@ class TokenEngine(DecodeSums):
         "longest",
         "loop",
         "module",
-        "preempted",
-        "regrouped",
         "seen",
         "stage",
-        "stale",
         "swap",
-        "swapped",
         "worker",
     )  # fmt: skip
 
@@ -60,9 +56,8 @@ class TokenEngine(DecodeSums):
         self.booked = worker.books is not None
         self.guard: Any = Guard(self) if self.booked else None
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
-        self.deciding, self.host = False, worker.host
+        self.deciding, self.host, self._untaken = False, worker.host, 0  # the last: arrivals not taken in yet
         self.fetched = False  # whether the last admission had KV sent here from another engine
-        self._untaken = 0  # arrivals that the host has not taken in yet
         self.ended = self.done  # bound once; whom a batch that is over is given to
         self.module = worker.stage.loop or worker.stage.name
         self.lean = False  # whether requests come here from the client and end here
@@ -73,6 +68,7 @@ class TokenEngine(DecodeSums):
         self.preempted: list[TokenTask] = []  # since the last step began
         self.regrouped: Regrouped | None = None  # of the next step
         self._fruitless = 0  # steps that preempted somebody since a token came out
+        self._resting, self._taken_up = None, {}
         self._recomputed: set[TokenTask] = set()  # those that decode again after a preemption, and no token came yet
         self.keep_ends = loop.recorder.wants_batches or self.keep_times
 
@@ -116,6 +112,8 @@ class TokenEngine(DecodeSums):
             self.loop.fail(task.request, f"its prompt of {task.prompt} tokens does not fit into {self.view.name}")
         else:
             now = task.queued = self.loop.now()
+            if self._taken_up:
+                task.queued = (self._taken_up.get if self.seen else self._taken_up.pop)(task, now)
             self.worker.inbox.append(task)
             self._untaken += 1
             if not self.deciding and self.view.in_flight is None:
@@ -143,9 +141,6 @@ class TokenEngine(DecodeSums):
             else:
                 self._release(task)
                 self._visit_over(task)
-
-    def restart(self) -> None:
-        """It begins anew while nothing is here: what it kept between requests is lost."""
 
     def turn(self, now: float, fresh: bool = False) -> None:
         """Let the policy decide *now*, and launch what it says. *fresh*: something came while the engine was idle."""
@@ -233,7 +228,7 @@ class TokenEngine(DecodeSums):
                 del self.lengths[task]
                 continue
             task.admitted = now if task.admitted is None else task.admitted  # set where another engine prefilled it
-            if self.seen:
+            if self.seen and self._taken_up.pop(task, None) is None:
                 task.arrival = now
             if self.booked:
                 self.note(task)
@@ -445,7 +440,7 @@ class TokenEngine(DecodeSums):
     def _rest(self, seconds: float) -> None:
         """Ask the policy after so long, and after taking in, one after the other, what comes until then."""
         self.deciding = True
-        self.loop.call_at(self.loop.now() + seconds, self._rested)
+        self._resting = self.loop.call_at(self.loop.now() + seconds, self._rested)
 
     def _rested(self) -> None:
         if self.loop.when_settled(self._rested):

@@ -21,6 +21,9 @@ from .adapter_engine import (
     AdapterEngineAheadCaching,
     AdapterEngineCaching,
     AdapterView,
+    SpeculativeAdapterEngine,
+    SpeculativeAdapterEngineCaching,
+    SpeculativeAdapterView,
 )
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
@@ -41,7 +44,7 @@ NOTING = (TokenEngine, TokenEngineKeeping, TokenEngineCaching)
 def kind_of_view(limits: EngineLimits) -> type[TokenView]:
     """The view of an engine with these *limits*, which a `TokenWorker` is to be given."""
     if limits.max_loras:
-        return AdapterView
+        return SpeculativeAdapterView if limits.num_speculative_tokens else AdapterView
     if limits.pipeline_parallel_size > 1:
         return PipelineView
     return SpeculativeView if limits.num_speculative_tokens else TokenView
@@ -108,7 +111,10 @@ class TokenWorker(LLMWorker):
         if self.role != "both":
             kind = in_role(self.role, kind)
         if self.speculation is not None:
-            kind = SpeculativeEngineCaching if limits.enable_prefix_caching else SpeculativeEngine
+            drafting: tuple[type[TokenEngine], type[TokenEngine]] = SpeculativeEngine, SpeculativeEngineCaching
+            if limits.max_loras:
+                drafting = SpeculativeAdapterEngine, SpeculativeAdapterEngineCaching
+            kind = drafting[limits.enable_prefix_caching]
         self.engine = kind(loop, self)
         self.policy.start(self.shown)
 
@@ -133,6 +139,7 @@ class TokenWorker(LLMWorker):
         self.receive = noting(self.receive)  # type: ignore[method-assign]
         self.withdraw = noting(self.withdraw)  # type: ignore[method-assign]
         self.restart = noting(self.restart)  # type: ignore[method-assign]
+        self.fail = noting(self.fail)  # type: ignore[method-assign]
 
     def seconds_left(self) -> list[float] | None:
         view = self.view
@@ -203,6 +210,14 @@ class TokenWorker(LLMWorker):
 
     def restart(self) -> None:
         self.engine.restart()
+
+    def fail(self, now: float) -> list[Task]:
+        lost: list[Any] = self.engine.fail(now)
+        self._no_alarm()
+        return lost
+
+    def take_up(self, task: Task, lost: Task) -> None:
+        self.engine.take_up(cast("TokenTask", task), cast("TokenTask", lost))
 
     def look_over(self) -> None:
         view = self.view

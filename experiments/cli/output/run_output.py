@@ -72,7 +72,8 @@ def show_run(experiment: Experiment, summary: dict[str, Any], took: float, use: 
         say(f"batches of {worker}: {w['iterations']} run, {sizes}")
     fleet, groups = summary.get("fleet"), {w.device for w in experiment.deployment.workers if w.gpus}
     costs = cost_lines(summary.get("cost"), summary["duration"], fleet)
-    for line in (*fleet_lines(fleet), *placement_lines(summary.get("placement")), *costs, *_use_lines(use, groups)):
+    told = *fleet_lines(fleet), *fault_lines(summary.get("faults")), *placement_lines(summary.get("placement"))
+    for line in (*told, *costs, *_use_lines(use, groups)):
         say(line)
     for line in (*_idle_policies(experiment), *input_lines(summary), *_doubts(experiment, summary)):
         say(line)
@@ -264,6 +265,28 @@ def fleet_lines(fleet: Mapping[str, Any] | None) -> list[str]:
     mean, most = fleet["mean_replicas"], fleet["most_replicas"]
     many = f"replicas: {mean:.4g} on average, " if mean is not None else "replicas: "
     return [f"{many}{most} at most, {fleet['starts']} starts; {fleet['waited_for_a_replica']} waits for one"]
+
+
+def fault_lines(faults: Mapping[str, Any] | None) -> list[str]:
+    """What failed, where something may."""
+    if faults is None:
+        return []
+    some = [
+        f"{100 * own['availability']:.2f} % of the time {name}"
+        for name, own in faults["workers"].items()
+        if own["failures"] and own["availability"] is not None
+    ]
+    more = len(some) - 4
+    told = f"{', '.join(some[:4])}{f', and {more} more' if more > 0 else ''} up" if some else "nothing was down"
+    noticed = faults["mean_seconds_to_notice"]
+    when = f", noticed after {noticed:.4g} s on average" if noticed is not None else ""
+    lines = [f"faults: {faults['failures']} failures{when}; {told}"]
+    lost = f"{faults['visits_lost']} visits lost, {faults['visits_retried']} sent again"
+    cut = f"{faults['lost_device_seconds']:.4g} s of computing lost in batches that were cut off"
+    lines.append(f"{lost}, {faults['gave_up']} requests given up; {cut}")
+    if faults["out_of_memory"]:
+        lines.append(f"{faults['out_of_memory']} batches did not fit into memory")
+    return lines
 
 
 def placement_lines(placement: Mapping[str, Any] | None) -> list[str]:

@@ -15,7 +15,7 @@ from servetwin.core import BadInput
 from servetwin.core.files import plain
 from typing_extensions import TypedDict
 
-from .compare_llm_runs import FIGURES
+from .compare_llm_runs import FIGURES, FLEET
 
 #: The most bytes of a file of one object, of a line.
 MOST_WHOLE, MOST_LINE = 64 << 20, 16 << 20
@@ -85,6 +85,18 @@ class RequestLine(TypedDict):
     stages: list[Stay]
 
 
+class FaultLine(TypedDict):
+    """A line of ``faults.jsonl``."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    kind: str
+    what: str
+    worker: str
+    at: Time
+    until: Time | None
+    noticed: NotRequired[Time | None]
+
+
 class BatchLine(TypedDict):
     """A line of ``batches.jsonl``."""
 
@@ -103,6 +115,7 @@ class BatchLine(TypedDict):
     context: NotRequired[int]
     preempted: NotRequired[list[int]]
     free: NotRequired[int]
+    moved: NotRequired[int]
 
 
 class _Named(TypedDict):
@@ -225,8 +238,13 @@ def _counted(found: dict[str, Any], where: str) -> dict[str, Any]:
     for stage, figures in found.get("llm", {}).items():
         for name in FIGURES:
             value = figures.get(name)
-            if value is not None and (type(value) not in (int, float) or not abs(value) < math.inf):
-                raise BadInput(f"llm.{stage}.{name} is {str(value)[:60]}", where=where, right="a number")
+            _number(value, f"llm.{stage}.{name}", where)
+    fleet = found.get("fleet")
+    if fleet is not None:
+        checked(fleet, dict[str, Any], f"{where}: fleet")
+        _number(found.get("duration"), "duration", where)
+        for name in [key for key, *_ in FLEET]:
+            _number(fleet.get(name), f"fleet.{name}", where)
     if "requests" in found:
         counts = {name: found[name] for name in ("requests", "met", "late", "dropped", "failed", "finished")}
         wrong = next((name for name, n in counts.items() if not 0 <= n <= counts["requests"]), None)
@@ -236,6 +254,11 @@ def _counted(found: dict[str, Any], where: str) -> dict[str, Any]:
         if counts["requests"] and (found["attainment"] is None or found["request_goodput"] is None):
             raise BadInput("attainment or request_goodput is null", where=where, right="a number")
     return found
+
+
+def _number(value: Any, name: str, where: str) -> None:
+    if value is not None and (type(value) not in (int, float) or not abs(value) < math.inf):
+        raise BadInput(f"{name} is {str(value)[:60]}", where=where, right="a number")
 
 
 def loaded(text: bytes | str, where: str) -> Any:
@@ -264,6 +287,12 @@ def request_lines(folder: Path) -> Iterator[dict[str, Any]]:
             if at is not None and at < record["arrival"] - ROUNDED:
                 raise BadInput(f"{name} is {at}, before its arrival at {record['arrival']}", where=where, right=RIGHT)
         yield record
+
+
+def fault_lines(folder: Path) -> list[dict[str, Any]]:
+    """What went wrong with workers in a run; nothing if that could not be. Raises `BadInput`."""
+    path = folder / "faults.jsonl"
+    return [line for _, line in _lines(path, FaultLine)] if path.exists() else []
 
 
 def batch_lines(folder: Path) -> Iterator[dict[str, Any]]:

@@ -104,6 +104,7 @@ NAMES = {
     "workload.arrivals: closed": "a closed loop",
     "deployment.handover": "prefill and decode apart",
     "deployment.autoscaler": "replicas that come and go",
+    "deployment.faults": "devices that fail",
     "deployment.cards": "cards that several models share",
 }
 

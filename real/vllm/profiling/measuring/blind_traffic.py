@@ -5,6 +5,9 @@ sequences as unequal, and chunks as small beside them, as engines have. It is ju
 with other lengths and rates, which it has not seen. What that does to recordings that were made before:
 docs/reports/2026-11-h200-cached.md.
 
+A policy of ours decides in each, as in the runs that are predicted: scheduling and launches take longer under one
+than where vLLM decides by itself (docs/reports/2026-11-h200-full.md).
+
 Rates are such that about so many sequences decode at a time as a load wants, by what steps were seen to take.
 """
 
@@ -44,23 +47,23 @@ class Load:
 
 #: What a profile is made of, beside steps of chosen compositions.
 MADE_OF = (
-    Load(None, None, 8192, 32, prompt=(300, 1500), output=(100, 250)),
+    Load("vllm-v1", None, 8192, 32, prompt=(300, 1500), output=(100, 250)),
     Load("sarathi", {"chunk": 512}, 8192, 40, prompt=(300, 1500)),
-    Load(None, None, 2048, 64, cv=2.0, prompt=(1500, 4500)),
-    Load(None, None, 8192, 12, prompt=(1000, 4000), output=(40, 120)),
+    Load("vllm-v1", None, 2048, 64, cv=2.0, prompt=(1500, 4500)),
+    Load("vllm-v1", None, 8192, 12, prompt=(1000, 4000), output=(40, 120)),
     Load("sarathi", {"chunk": 2048}, 8192, 64, prompt=(800, 3000)),
-    Load(None, None, 8192, 110, prompt=(400, 2500), output=(150, 350)),
+    Load("vllm-v1", None, 8192, 110, prompt=(400, 2500), output=(150, 350)),
 )
 #: What a profile is judged on.
 LOADS = (
-    Load(None, None, 2048, 16),
+    Load("vllm-v1", None, 2048, 16),
     Load("sarathi", {"chunk": 512}, 8192, 28),
     Load("vllm", None, 8192, 24),
-    Load(None, None, 8192, 48, cv=4.0),
-    Load(None, None, 2048, 5, prompt=(2000, 6000), output=(30, 80)),
-    Load(None, None, 512, 20),
-    Load(None, None, 8192, 96, prompt=(100, 300), output=(200, 400)),
-    Load(None, None, 8192, 16, prompt=(1500, 3000)),
+    Load("vllm-v1", None, 8192, 48, cv=4.0),
+    Load("vllm-v1", None, 2048, 5, prompt=(2000, 6000), output=(30, 80)),
+    Load("vllm-v1", None, 512, 20),
+    Load("vllm-v1", None, 8192, 96, prompt=(100, 300), output=(200, 400)),
+    Load("vllm-v1", None, 8192, 16, prompt=(1500, 3000)),
     Load("sarathi", {"chunk": 1024}, 8192, 40, prompt=(1200, 2500)),
 )
 
