@@ -128,6 +128,19 @@ def test_engines_that_differ_are_weighed_by_their_own_times(looks) -> None:
     assert looks["weighed"] == 80
 
 
+@pytest.mark.parametrize("router", ["least_loaded", "jsq"])
+def test_what_is_kept_holds_when_engines_fail(looks, router: str) -> None:
+    tree = world(router=router, arrivals={"process": "poisson", "rate": 60.0}).as_dict()
+    fails = [
+        {"at": at, "kind": "fail", "device": device, "for": 0.2} for at, device in ((0.3, "gpu0"), (0.6, "gpu0.2"))
+    ]
+    tree["deployment"]["faults"] = {"script": fails, "detect_seconds": 0.05}
+    looks.clear()
+    summary = build(load(tree)).play().as_dict()
+    assert summary["faults"]["failures"] == 2
+    assert looks["asked"] >= 80
+
+
 def test_changes_are_told_to_routers_only() -> None:
     run = build(world(replicas=2))
     peer = run.loop.workers[0].view.peers[0]
