@@ -20,6 +20,9 @@ from .adapter_engine import (
     AdapterEngineAheadCaching,
     AdapterEngineCaching,
     AdapterView,
+    SpeculativeAdapterEngine,
+    SpeculativeAdapterEngineCaching,
+    SpeculativeAdapterView,
 )
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
@@ -36,7 +39,7 @@ __all__ = ["Host", "TokenWorker"]
 def kind_of_view(limits: EngineLimits) -> type[TokenView]:
     """The view of an engine with these *limits*, which a `TokenWorker` is to be given."""
     if limits.max_loras:
-        return AdapterView
+        return SpeculativeAdapterView if limits.num_speculative_tokens else AdapterView
     if limits.pipeline_parallel_size > 1:
         return PipelineView
     return SpeculativeView if limits.num_speculative_tokens else TokenView
@@ -80,7 +83,10 @@ class TokenWorker(LLMWorker):
         if self.role != "both":
             kind = in_role(self.role, kind)
         if self.speculation is not None:
-            kind = SpeculativeEngineCaching if limits.enable_prefix_caching else SpeculativeEngine
+            drafting: tuple[type[TokenEngine], type[TokenEngine]] = SpeculativeEngine, SpeculativeEngineCaching
+            if limits.max_loras:
+                drafting = SpeculativeAdapterEngine, SpeculativeAdapterEngineCaching
+            kind = drafting[limits.enable_prefix_caching]
         self.engine = kind(loop, self)
         self.policy.start(self.shown)
 
