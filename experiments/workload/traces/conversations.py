@@ -13,7 +13,7 @@ full-prompts        Dynamo's and AISimulate's ``mooncake``: a line a request, ``
 agentic-mooncake    theirs of agents, versions 1 and 2: requests that wait for others (``wait_for``, ``dependencies``)
 ==================  ==========================================================================================
 
-Sources: docs/benchmark-modes/trace-replay.md and dataset/loader/models.py of ai-dynamo/aiperf, the crate
+Sources: "Trace replay" of the documents and dataset/loader/models.py of ai-dynamo/aiperf, the crate
 dynamo-data-gen (``mooncake.rs``) of ai-dynamo/dynamo, benchmarks/multi_turn of vLLM. Their times are milliseconds.
 """
 
