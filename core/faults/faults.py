@@ -292,6 +292,8 @@ class Faults:
             worker.coming.pop(task, None)
             return
         worker.coming[task] = None
+        if self.loop.dispatcher is not None:
+            self.loop.dispatcher.sent(worker)
         outage.lost.append(task)
         self._note(task, now, outage)
 

@@ -83,8 +83,7 @@ class EngineLimits:
         if self.max_loras < 0 or (self.adapters and not self.max_loras):
             raise BadInput(f"max_loras is {self.max_loras}", right="1 or more, for adapters")
         if self.max_loras:
-            others = {"num_speculative_tokens": self.num_speculative_tokens > 0, "host_blocks": self.host_blocks > 0}
-            self._check_alone("with adapters", others)
+            self._check_alone("with adapters", {"host_blocks": self.host_blocks > 0})
 
     def _check_stages(self) -> None:
         if self.pipeline_parallel_size < 1:

@@ -22,7 +22,7 @@ from ..metrics import Summary, quantiles
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
-from .request import AdapterTask, CachingTask, Handed, TokenTask
+from .request import Adapted, CachingTask, Handed, TokenTask
 from .slo import _STEPS, _SUMS, LimitsSLO, TokenDeadlines, TokenLimits, _longer, sent_at, task_limits
 from .speculation import SpeculativeTask
 from .token_gaps import Gaps
@@ -120,10 +120,10 @@ class StageTokens:
             if task.found is not None:
                 self.handed_prompts += task.prompt
                 self.handed_found += task.found
-        if isinstance(task, AdapterTask):
+        if isinstance(task, Adapted):
             self.adapters = True
             self.adapter_loads += task.adapter_loads
-        elif isinstance(task, SpeculativeTask):
+        if isinstance(task, SpeculativeTask):
             self.verified += task.verified
             self.drafted += task.drafted
             self.accepted += task.accepted

@@ -215,6 +215,10 @@ class TokenView(WorkerView):
         seconds = self._estimate_prefill(tokens, float(squares)) if tokens else 0.0
         return seconds + (self._estimate_decode(decode, context) if decode else 0.0)
 
+    def estimators(self) -> tuple[Callable[[int, float | None], float], Callable[[int, int], float]]:
+        """What tells the seconds of prefills and of decode steps: equal for engines that estimate by one table."""
+        return self._estimate_prefill, self._estimate_decode
+
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold that many tokens."""
         return -(-tokens // self.block_size)

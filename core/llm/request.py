@@ -332,21 +332,31 @@ class CachingTask(TokenTask):
         return said
 
 
-class AdapterTask(CachingTask):
+class Adapted(CachingTask):
     """A visit to an engine with LoRA adapters, which may have no prefix cache: *adapter* is that of its request
     (None: the model as it is), which was brought to the device for it *adapter_loads* times."""
 
-    __slots__ = ("adapter", "adapter_loads")
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those who are of this kind have them
+
+    adapter: str | None
+    adapter_loads: int
 
     def __init__(
         self, request: Request, stage: Stage, queued: float, worker: Place | None, prompt: int, limit: int
     ) -> None:
         super().__init__(request, stage, queued, worker, prompt, limit)
-        self.adapter: str | None = None
+        self.adapter = None
         self.adapter_loads = 0
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         return {**super().details(tokens), "adapter": self.adapter, "adapter_loads": self.adapter_loads}
+
+
+class AdapterTask(Adapted):
+    """`Adapted`, and nothing besides."""
+
+    __slots__ = ("adapter", "adapter_loads")
 
 
 class Handed(TokenTask):

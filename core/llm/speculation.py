@@ -25,7 +25,7 @@ from ..pipeline import Stage
 from ..random_streams import stream
 from ..request import Place, Request
 from .policy import Chunk, TokenView
-from .request import CachingTask, TokenTask
+from .request import Adapted, CachingTask, TokenTask
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,12 @@ class SpeculativeTask(CachingTask):
 
     def details(self, tokens: bool = True) -> dict[str, Any]:
         return {**super().details(tokens), "drafted": self.drafted, "accepted": self.accepted}
+
+
+class SpeculativeAdapterTask(Adapted, SpeculativeTask):
+    """Likewise, at an engine with LoRA adapters besides."""
+
+    __slots__ = ("adapter", "adapter_loads")
 
 
 class SpeculativeView(TokenView):

@@ -8,8 +8,10 @@ requests wait centrally that it could serve.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
+from ..errors import BadInput
 from ..isolation.answers import fault
 from ..isolation.integrity import comes_along
 from ..isolation.read_only import opaque
@@ -53,6 +55,12 @@ def jobs_of(worker: Worker) -> tuple[Job, ...]:
     return (*_jobs(worker),)
 
 
+def left_of(worker: Worker) -> list[float]:
+    """The seconds that each of `jobs_of` takes."""
+    left = worker.seconds_left()
+    return [job.seconds for job in _jobs(worker)] if left is None else left
+
+
 def _jobs(worker: Worker) -> Iterator[Job]:
     view = worker.view
     batch = view.in_flight
@@ -79,13 +87,21 @@ class Seen(NamedTuple):
     finds: Callable[[Request], int]
 
 
+def _unwatched(changed: set[WorkerState], timed: bool) -> None:
+    raise BadInput("changes at workers are told to routers only", right="watch called in a router's start")
+
+
 def state_of(
     worker: Worker,
     counts: Callable[[Worker], Counts] = counts_of,
     jobs: Callable[[Worker], Sequence[Job]] = jobs_of,
     finds: Callable[[Worker], Callable[[Request], int]] = finds_of,
+    watch: Callable[[set[WorkerState], bool], None] = _unwatched,
+    alike: Callable[[], int] | None = None,
 ) -> WorkerState:
-    """What may be seen of *worker*: its state as *counts*, *jobs* and *finds* tell it."""
+    """What may be seen of *worker*: its state as *counts*, *jobs* and *finds* tell it; *watch* and *alike* as in
+    `WorkerState`."""
+    left = (lambda: left_of(worker)) if jobs is jobs_of else lambda: [job.seconds for job in jobs(worker)]
     here = present_of(worker) if counts is counts_of else lambda: sum(counts(worker)[:3])
     return WorkerState(
         name=worker.name,
@@ -98,12 +114,79 @@ def state_of(
         counts=opaque(lambda: counts(worker)),
         here=opaque(here),
         jobs=opaque(lambda: jobs(worker)),
+        left=opaque(left),
         found=opaque(lambda request: finds(worker)(request)),
+        watch=opaque(watch),
+        alike=opaque(alike or (lambda: worker.place[0])),
     )
 
 
 def _seen(worker: Worker) -> Seen:
     return Seen(counts_of(worker), jobs_of(worker), worker.finds(kept=True))
+
+
+class Changes:
+    """Puts those of *workers* that may have changed since a router last asked into the sets that it gave.
+
+    What a router sees of a worker changes where a request is sent to it, reaches it or is taken away, and when a
+    batch begins or ends. At engines of language models that decide a step when the last one is over all of these are
+    noted. At other workers nobody notes them, so that they count as changed each time. If no router wants to be told,
+    nothing is noted.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._watching: list[tuple[set[WorkerState], Mapping[Worker, WorkerState], bool]] = []
+        self._unsettled: dict[Worker, None] = dict.fromkeys(workers)
+        self._moving: dict[Worker, None] = {}  # those in several steps on end: what is left of each goes by the time
+        self._noting = self._timed = False
+
+    def watch(self, changed: set[WorkerState], states: Mapping[Worker, WorkerState], timed: bool) -> None:
+        """From now on, put those of *states* into *changed* whose workers may have changed; with *timed*, also where
+        what is left of requests has become less by time alone."""
+        if not any(changed is one for one, _, _ in self._watching):
+            self._watching.append((changed, states, timed))
+        self._timed |= timed
+
+    def tell(self) -> None:
+        """A router is about to be asked."""
+        if not self._watching:
+            return
+        if not self._noting:
+            self._noting = True
+            for worker in self._workers:
+                self._note(worker)
+        unsettled, moving = self._unsettled, self._moving
+        for changed, states, timed in self._watching:
+            changed.update([states[worker] for worker in unsettled])
+            if timed and moving:
+                changed.update([states[worker] for worker in moving])
+        if self._timed:
+            for worker in unsettled:
+                batch = worker.view.in_flight
+                if batch is not None and batch.count > 1:
+                    moving[worker] = None
+                else:
+                    moving.pop(worker, None)
+        for worker in [worker for worker in unsettled if not (worker.coming or worker.unsettled)]:
+            del unsettled[worker]
+
+    def sent(self, worker: Worker) -> None:
+        """A request is sent to *worker*."""
+        self._unsettled[worker] = None
+
+    def _note(self, worker: Worker) -> None:
+        """Hear of all that happens at *worker*."""
+        unsettled = self._unsettled
+
+        def noting(happens: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*given: Any, **named: Any) -> Any:
+                unsettled[worker] = None
+                return happens(*given, **named)
+
+            return noted
+
+        worker.note_changes(noting)
 
 
 class Dispatcher:
@@ -125,6 +208,10 @@ class Dispatcher:
         self._stale = dict(stale or {})
         self._workers = list(workers)
         self._seen: dict[Router, tuple[float, dict[Worker, Seen]]] = {}
+        self._changes = Changes(self._workers)
+        self._relook: dict[Router, list[set[WorkerState]]] = {}  # of those that see stale states, the sets they gave
+        self._numbers: list[int] = []  # by worker, the place of the first that is alike
+        self._offered: tuple[list[Worker], Router | None, tuple[WorkerState, ...]] = [], None, ()
         self._states = {router: self._states_for(router) for router in self.routers}
         self._worker_of = {id(state): worker for states in self._states.values() for worker, state in states.items()}
         self._waiting: dict[str, dict[Request, tuple[Stage, Task | None]]] = {}  # by stage, who waits centrally
@@ -152,15 +239,23 @@ class Dispatcher:
             workers = here or workers
         router = self.others.get(workers[0].stage.name, self.usual)
         self._look(router, now)
-        states = self._states[router]
-        offered = [states[worker] for worker in workers]
+        before, asked, offered = self._offered
+        if router is not asked or workers != before:
+            states = self._states[router]
+            offered = tuple([states[worker] for worker in workers])
+            self._offered = list(workers), router, offered
+        self._changes.tell()
         chosen = router.route(request, offered, now)
         if chosen is None:
             return None
-        if not any(chosen is state for state in offered):
+        if type(chosen) is not WorkerState or chosen not in offered:
             right = "one of the workers that it is given, or None"
             raise fault(router, f"it routes {request!r} to {chosen!r}", right, "route")
         return self._worker_of[id(chosen)]
+
+    def sent(self, worker: Worker) -> None:
+        """A request is sent to *worker*."""
+        self._changes.sent(worker)
 
     def hold(self, request: Request, stage: Stage, before: Task | None, workers: Sequence[Worker]) -> None:
         """*request*, whose visit *before* is over, waits centrally for one of *workers*."""
@@ -233,15 +328,33 @@ class Dispatcher:
         stale = self._stale.get(router, 0.0)
         if stale and (router not in self._seen or now - self._seen[router][0] >= stale):
             self._seen[router] = now, {worker: _seen(worker) for worker in self._workers}
+            for changed in self._relook.get(router, ()):
+                changed.update(self._states[router].values())
+
+    def _alike(self, place: int) -> int:
+        """The place of the first worker that takes the same for the same as the one at *place*."""
+        if not self._numbers:
+            first: dict[object, int] = {}
+            self._numbers = [first.setdefault(worker.alike(), i) for i, worker in enumerate(self._workers)]
+        return self._numbers[place]
 
     def _states_for(self, router: Router) -> dict[Worker, WorkerState]:
-        if not self._stale.get(router):
-            return {worker: state_of(worker) for worker in self._workers}
+        found: dict[Worker, WorkerState] = {}
+        stale = self._stale.get(router)
 
         def seen(worker: Worker) -> Seen:
             if router not in self._seen:  # nothing has come yet
                 return _seen(worker)
             return self._seen[router][1][worker]
 
+        def watch(changed: set[WorkerState], timed: bool) -> None:
+            if not stale:
+                self._changes.watch(changed, found, timed)
+            elif not any(changed is one for one in self._relook.setdefault(router, [])):
+                self._relook[router].append(changed)
+
         told = (lambda w: seen(w).counts, lambda w: seen(w).jobs, lambda w: seen(w).finds)
-        return {worker: state_of(worker, *told) for worker in self._workers}
+        for place, worker in enumerate(self._workers):
+            counts, jobs, finds = told if stale else (counts_of, jobs_of, finds_of)
+            found[worker] = state_of(worker, counts, jobs, finds, watch, partial(self._alike, place))
+        return found

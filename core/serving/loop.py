@@ -394,6 +394,8 @@ class ServingLoop:
         source = self.workers[before.worker[0]] if before is not None and before.worker is not None else None
         if self._chooses:
             target.coming[task] = None
+            if self.dispatcher is not None:
+                self.dispatcher.sent(target)
             self.executor.send(source, task, self._received)
         else:
             self.executor.send(source, task, target.receive)

@@ -210,6 +210,24 @@ class Worker:
         *kept*, holds at this moment, whatever comes later. 0 if it has none."""
         return _none
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether what a router sees of it may change by more than what `note_changes` hears of."""
+        return True
+
+    def note_changes(self, noting: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Do by way of *noting* all that changes what a router sees of it, but sending a request here. Only a kind
+        that does so is ever settled."""
+
+    def seconds_left(self) -> list[float] | None:
+        """The seconds that each request here still takes alone (as `servetwin.core.serving.dispatch.jobs_of` has
+        them), if this kind has a quicker way."""
+        return None
+
+    def alike(self) -> object:
+        """What is equal for workers that take the same for the same, whatever else is there (`WorkerState.alike`)."""
+        return id(self)
+
     # -- what the loop asks of it ---------------------------------------------------------------------------
 
     def attach(self, loop: Loop) -> None:

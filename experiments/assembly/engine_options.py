@@ -69,7 +69,8 @@ def stands_on(experiment: Experiment) -> list[str]:
                 profile = load_profiles(experiment)[spec.device or ""]
                 if profile.token_data.engine.asynchronous:
                     off = "drafts: asynchronous scheduling is off, as vLLM sets it where they come from"
-                    said[f"{off} {config.method}"] = None
+                    asked = "" if config.method == "ngram" else " and it is not asked for"
+                    said[f"{off} {config.method}{asked}"] = None
             if config.draft is not None and (own := config.draft.device) is not None:
                 said[f"drafts are made in the times of {experiment.deployment.devices[own]} (device {own})"] = None
             if config.draft is not None and config.draft.source is not None:
@@ -183,11 +184,15 @@ def steps(experiment: Experiment, profiles: Mapping[str, Profile]) -> dict[str, 
 def _made(spec: WorkerSpec, experiment: Experiment, profiles: Mapping[str, Profile]) -> Callable[[Any], Any] | None:
     """What makes of steps those of *spec*; None if they are the same."""
     assert spec.engine is not None
-    if spec.engine.lora is not None:
-        stated = spec.engine.lora.slowdown
-        slowdown = _of_adapters(spec, profiles, LORA_SLOWDOWN(), "slowdown") if stated is None else stated
+    drafts = None if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)
+    if spec.engine.lora is None:
+        return drafts
+    stated = spec.engine.lora.slowdown
+    slowdown = _of_adapters(spec, profiles, LORA_SLOWDOWN(), "slowdown") if stated is None else stated
+    if drafts is None:
         return partial(AdapterSteps, factor=slowdown)
-    return None if spec.engine.speculative_config is None else _drafting(spec, experiment, profiles)
+    # What drafts has no adapters: its own time stays.
+    return lambda times: drafts(AdapterSteps(times, slowdown))
 
 
 def _of_adapters(spec: WorkerSpec, profiles: Mapping[str, Profile], cost: str, key: str) -> float:

@@ -85,7 +85,7 @@ def settings_of(spec: WorkerSpec, profile: Profile) -> EngineSettings:
     )
     ahead = engine.asynchronous if given.asynchronous is None else given.asynchronous
     if given.asynchronous is None and drafts is not None and drafts.method != "eagle":
-        ahead = False  # as vLLM sets it (0.27: `vllm/config/vllm.py`)
+        ahead = False  # as vLLM sets it where nothing asks for it (0.27: `vllm/config/vllm.py`)
     return EngineSettings(limits, given.max_model_len or engine.max_model_len, ahead and stages is None)
 
 

@@ -1,4 +1,5 @@
-"""A long run of chats in a process of its own: ``python -m servetwin.experiments.bench.chat REQUESTS``.
+"""A long run of chats in a process of its own: ``python -m servetwin.experiments.bench.chat REQUESTS [off]``
+(*off*: without the prefix cache).
 
 A closed loop of 32 clients, whose sessions of four short turns on average begin with one of eight system prompts, and
 an engine with a prefix cache of so few blocks that they are taken again all the time. Prints CPU seconds, the
@@ -26,18 +27,18 @@ SETTINGS: tuple[tuple[str, Any], ...] = (
     ("workload.arrivals", {"process": "closed", "clients": 32, "think": {"draw": "exponential", "mean": 0.02}}),
     ("workload.sessions", {"turns": {"draw": "uniform", "low": 1, "high": 7}}),
     ("workload.lengths", {"llm": LENGTHS}),
-    ("deployment.workers.0.engine.enable_prefix_caching", True),
     ("deployment.workers.0.engine.blocks", 1000),
 )
 
 
 def main() -> None:
-    requests = int(sys.argv[1])
+    requests, cached = int(sys.argv[1]), "off" not in sys.argv[2:]
     began = time.process_time()
-    summary = build(load("tiny-opt-cpu", [*SETTINGS, ("requests", requests)])).play().as_dict()
+    caching = ("deployment.workers.0.engine.enable_prefix_caching", cached)
+    summary = build(load("tiny-opt-cpu", [*SETTINGS, caching, ("requests", requests)])).play().as_dict()
     took = time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    hits = summary["llm"]["llm"]["prefix_cache_hit_rate"]
+    hits = summary["llm"]["llm"].get("prefix_cache_hit_rate")
     print(json.dumps({"requests": summary["requests"], "cpu": took, "memory": memory, "hit_rate": hits}))
 
 

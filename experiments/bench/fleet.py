@@ -36,6 +36,7 @@ CASES = (
     *[(replicas, "round_robin", 3000) for replicas in (4, 64)],
     *[(replicas, "power_of_two", 1000) for replicas in (4, 64)],
     *[(replicas, "jsq", 1000) for replicas in (4, 64)],
+    *[(replicas, "least_loaded", 1000) for replicas in (4, 64)],
 )
 
 

@@ -19,7 +19,9 @@ from typer.main import get_command_name
 from .app import app
 
 #: What a machine may refuse while files are being written, without a fault of anybody's code.
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE}
+OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE),
+}
 #: The exit code where what reads the output stopped reading, as of a program that SIGPIPE ends: 128 and its number.
 UNREAD = 141
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from .output.json_output import COMMANDS, Overload, Use, Window, Windows
+from .output.json_output import COMMANDS, Fault, Overload, Use, Window, Windows
 
 INTRODUCTION = """\
 # JSON output
@@ -28,7 +28,7 @@ an [exit code](command-line.md). `sweep` and `score`, which write a table to `--
 def as_markdown() -> str:
     """The page."""
     lines = [INTRODUCTION]
-    for kind in (Use, Windows, Window, Overload):
+    for kind in (Use, Windows, Window, Overload, Fault):
         lines += [f"`{kind.__name__}`:", "", *_rows(kind)]
     lines.pop()
     told: list[Any] = []

@@ -36,6 +36,7 @@ class Run:
     records: compare_runs.RunRecords
     timeline: Timeline
     requests: list[dict[str, Any]]
+    faults: list[dict[str, Any]] | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def read(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         name = folder.name if names[folder.name] == 1 else str(folder)
         records = compare_runs.read(folder)
-        runs.append(Run(name, records, read_timeline(folder), list(request_lines(folder))))
+        lines, faults = list(request_lines(folder)), windows.faults_of(folder)
+        runs.append(Run(name, records, read_timeline(folder), lines, faults))
     return runs
 
 
@@ -457,7 +459,7 @@ def kept_up(
     found: dict[str, windows.Windows] = {}
     width = width or windows.neat(max(max(run.timeline.end for run in runs), 1e-9) / 30)
     for run in runs:
-        found[run.name] = windows.of_records(run.requests, run.timeline, width, objective)
+        found[run.name] = windows.of_records(run.requests, run.timeline, width, objective, run.faults)
     most = max((own.windows for own in found.values()), key=len)
     if not most:
         return []
@@ -485,8 +487,28 @@ def kept_up(
     columns = ["run", "from, s", "longest at, s", "waiting then", "over at, s", "after, s", "missed their SLO"]
     if rows:
         parts.append(Table(columns[skip:], [row[skip:] for row in rows], "Overloads"))
+    if failed := [[name, *_felt(fault)][skip:] for name, own in found.items() for fault in own.faults or ()]:
+        columns = [
+            "run",
+            "at, s",
+            "what",
+            "until, s",
+            "noticed at, s",
+            "waited at most",
+            "recovered after, s",
+            "missed",
+        ]
+        parts.append(Table(columns[skip:], failed, "Faults"))
     budgets = [line for own in found.values() if own.budget is not None for line in own.lines()[-1:]]
     return [*parts, *(Note(f"{_capital(line)}.") for line in budgets)]
+
+
+def _felt(fault: windows.Fault) -> list[str]:
+    """A row of the table of faults, but for the run."""
+    noticed, recovery = ("–" if x is None else f"{x:.1f}" for x in (fault.noticed, fault.recovery))
+    until = "for ever" if fault.until is None else f"{fault.until:.1f}"
+    missed = f"{fault.missed} of {fault.requests}"
+    return [f"{fault.at:.1f}", f"{fault.kind}, {fault.what}", until, noticed, str(fault.waiting), recovery, missed]
 
 
 def _kv_shares(line: Timeline, edges: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,6 +18,9 @@ each overloaded window has one: what was longest in it, and what it ended with. 
 since requests are dropped or fail, it is the window. The time to recover is from its peak to its end. Requests may
 miss their SLO outside of overloads: served at once, too slowly.
 
+Where workers failed, a *fault* has a time to recover of its own: from its beginning to the first moment at which it
+is over and noticed, and the queue is empty. Of one that lasts for ever it is enough that it is noticed.
+
 The *burn rate* of a window is the share of its requests that missed, over the share that may (1 - objective): at 1
 the budget lasts exactly (Google, The Site Reliability Workbook, 2018, ch. 5).
 """
@@ -33,13 +36,16 @@ from typing import Any
 
 import numpy as np
 from servetwin.core import BadInput
+from servetwin.core.arithmetic import float_sum
 
-from ..validation.comparison.run_files import request_lines
+from ..validation.comparison.run_files import fault_lines, request_lines
 from .timeline import Level, Timeline, level_of, read, with_ends
 
 #: Of what comes in a window, the share by which a queue may grow, or that may wait, and nothing is said of it.
 SHARE = 0.05
 VERDICTS = ("stable", "backlogged", "overloaded")
+#: So many faults are told in words, those from which it took longest to recover.
+TOLD = 4
 #: More windows than that are no answer.
 MOST = 100_000
 #: Nor are shorter ones, in seconds.
@@ -86,8 +92,41 @@ class Overload:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Of this *kind*, it befell *what* from *at* to *until* (None: for ever), and was *noticed* then (None: never, or
+    it is of a kind that is not). The run had *recovered* then (None: it never did); until then *waiting* waited at
+    most, and of the *requests* that came, *missed* did not meet their SLO."""
+
+    kind: str
+    what: str
+    at: float
+    until: float | None
+    noticed: float | None
+    waiting: int
+    recovered: float | None
+    requests: int
+    missed: int
+
+    @property
+    def recovery(self) -> float | None:
+        """Seconds from its beginning until the run had recovered."""
+        return None if self.recovered is None else self.recovered - self.at
+
+    def line(self, few: float) -> str:
+        """In words."""
+        lasts = "for ever" if self.until is None else f"until {self.until:.1f} s"
+        over = "the run ended before it had recovered"
+        if self.recovered is not None:
+            over = f"down to {int(few)} at {self.recovered:.1f} s, {self.recovery:.1f} s after it began"
+        among = f"{self.missed} of the {self.requests} requests that came meanwhile missed their SLO"
+        name = f"fault at {self.at:.1f} s ({self.kind}, {self.what}, {lasts})"
+        return f"{name}: {self.waiting} waited at most; {over}; {among}"
+
+
+@dataclass(frozen=True)
 class Windows:
-    """A run by windows of *seconds* each. *budget* is how often its error budget was spent (None: no objective)."""
+    """A run by windows of *seconds* each. *budget* is how often its error budget was spent (None: no objective).
+    *faults* are None where nothing could fail."""
 
     seconds: float
     few: float
@@ -95,6 +134,7 @@ class Windows:
     windows: tuple[Window, ...]
     overloads: tuple[Overload, ...]
     budget: float | None
+    faults: tuple[Fault, ...] | None = None
 
     def lines(self) -> list[str]:
         """In words: how many windows are what, how each overload went, and the error budget."""
@@ -110,6 +150,7 @@ class Windows:
                 over = f"down to {int(self.few)} at {one.end:.1f} s, {one.recovery:.1f} s later"
             among = f"{one.missed} of the {one.requests} requests that came meanwhile"
             lines.append(f"{most}; {over}; {among} missed their SLO")
+        lines += self._of_faults()
         missed = sum(window.requests - window.met for window in self.windows)
         if self.overloads and (others := missed - sum(one.missed for one in self.overloads)):
             lines.append(f"{others} of {missed} requests that missed their SLO came outside of overloads")
@@ -120,11 +161,26 @@ class Windows:
             lines.append(f"{spent}; {fast}")
         return lines
 
+    def _of_faults(self) -> list[str]:
+        """Each fault in words; of many those that lasted longest, after a line for all."""
+        faults = self.faults or ()
+        if len(faults) <= TOLD:
+            return [fault.line(self.few) for fault in faults]
+        took = [fault.recovery for fault in faults if fault.recovery is not None]
+        each = f" after {float_sum(took) / len(took):.1f} s on average, {max(took):.1f} s at most" if took else ""
+        longest = sorted(faults, key=lambda fault: -math.inf if fault.recovery is None else -fault.recovery)[:TOLD]
+        told = [fault.line(self.few) for fault in sorted(longest, key=lambda fault: fault.at)]
+        return [f"{len(faults)} faults: the run recovered from {len(took)}{each}; the longest {TOLD}:", *told]
+
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         said = asdict(self)
         said["windows"] = [{**asdict(w), "attainment": w.attainment} for w in self.windows]
         said["overloads"] = [{**asdict(o), "recovery": o.recovery} for o in self.overloads]
+        if self.faults is not None:
+            said["faults"] = [{**asdict(fault), "recovery": fault.recovery} for fault in self.faults]
+        else:
+            del said["faults"]
         return said
 
 
@@ -144,13 +200,22 @@ def check(seconds: float | None, objective: float | None, length: float = 0.0) -
 def of_run(folder: Path, seconds: float | None = None, objective: float | None = None) -> Windows:
     """The run in *folder*, simulated or real, by windows of *seconds* (None: some thirty of a round length), held to
     an *objective*: the share of requests that are to meet their SLO. Raises `BadInput`."""
-    return of_records(request_lines(folder), read(folder), seconds, objective)
+    return of_records(request_lines(folder), read(folder), seconds, objective, faults_of(folder))
+
+
+def faults_of(folder: Path) -> list[dict[str, Any]] | None:
+    """The lines of ``faults.jsonl`` in *folder*; None if nothing could fail. Raises `BadInput`."""
+    return fault_lines(folder) if (folder / "faults.jsonl").exists() else None
 
 
 def of_records(
-    records: Iterable[dict[str, Any]], line: Timeline, seconds: float | None = None, objective: float | None = None
+    records: Iterable[dict[str, Any]],
+    line: Timeline,
+    seconds: float | None = None,
+    objective: float | None = None,
+    faults: Sequence[dict[str, Any]] | None = None,
 ) -> Windows:
-    """The same of the *records* of requests and the *line* of their run."""
+    """The same of the *records* of requests, the *line* of their run, and its *faults*."""
     requests = [(record["arrival"], record["outcome"], end) for record, end in with_ends(records)]
     check(seconds, objective)
     width = seconds if seconds is not None else neat(max(line.end, 1e-9) / 30)
@@ -183,7 +248,8 @@ def of_records(
         windows.append(Window(float(edges[i]), float(edges[i + 1]), *told, verdict, burn))
     budget = None if objective is None else float((1.0 - met.mean()) / (1.0 - objective))
     overloads = sorted(_overloads(windows, queue, few, arrivals, met, failed), key=lambda one: one.begin)
-    return Windows(width, few, objective, tuple(windows), tuple(overloads), budget)
+    felt = None if faults is None else tuple(_felt(faults, line.end, queue, few, arrivals, met, failed))
+    return Windows(width, few, objective, tuple(windows), tuple(overloads), budget, felt)
 
 
 def neat(value: float) -> float:
@@ -238,6 +304,48 @@ def _overloads(
             longest = float(queue.times[peak]), round(queue.values[peak])
             yield Overload(begin, *longest, end, int(among.sum()), int((among & ~met).sum()))
     yield from _losses(losing, queue)
+
+
+def _felt(
+    lines: Sequence[dict[str, Any]],
+    over: float,
+    queue: Level,
+    few: float,
+    arrivals: np.ndarray,
+    met: np.ndarray,
+    failed: np.ndarray,
+) -> Iterator[Fault]:
+    """Each fault of *lines*, in order of time, in a run that ended at *over*. (A device has a line for each worker; a
+    pause that is taken for a failure has two.)"""
+    by_fault: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for said in lines:
+        by_fault.setdefault(
+            (said["kind"], said["what"], said["until" if said["kind"] == "pause" else "at"]), []
+        ).append(said)
+    order = np.argsort(arrivals, kind="stable")
+    came, missed = arrivals[order], np.concatenate([[0], np.cumsum(~met[order])])
+    short, cut_off = np.flatnonzero(queue.values <= few), set(failed.tolist())
+    for (kind, what, _), same in by_fault.items():
+        at = min(said["at"] for said in same)
+        ends = [said["until"] for said in same]
+        until = None if None in ends else max(ends)
+        seen = [said["noticed"] for said in same if said.get("noticed") is not None]
+        noticed = max(seen) if seen else None
+        recovered = None
+        known = [when for when in (until, noticed) if when is not None]
+        if known and max(known) <= over:
+            recovered = max(at, *known)
+            if queue.at(np.array([recovered]))[0] > few:
+                after = short[np.searchsorted(queue.times[short], recovered, side="right") :]
+                recovered = float(queue.times[after[0]]) if after.size else None
+                if recovered in cut_off:
+                    recovered = None  # nobody waits any more because the run was cut off
+        levels = _levels(queue, at, over if recovered is None else recovered)
+        longest = round(float(queue.values[levels].max())) if levels.size else 0
+        first, last = np.searchsorted(came, (at, math.inf if recovered is None else recovered), side="left")
+        yield Fault(
+            kind, what, at, until, noticed, longest, recovered, int(last - first), int(missed[last] - missed[first])
+        )
 
 
 def _levels(queue: Level, begin: float, end: float) -> np.ndarray:

@@ -205,7 +205,6 @@ def _check_adapters(path: tuple[str | int, ...], worker: WorkerSpec, lora: Adapt
     others: dict[str, bool] = {
         "keep_freed": engine.keep_freed,
         "preemption": engine.preemption == "swap",
-        "speculative_config": engine.speculative_config is not None,
         "kv_offloading": engine.kv_offloading is not None,
     }
     for key in [key for key, on in others.items() if on]:
@@ -260,12 +259,15 @@ def _check_speculation(
     """Whether what an engine drafts is told whole, and goes together with its other settings."""
     engine, here = worker.engine, (*path, "speculative_config")
     assert engine is not None
-    if engine.asynchronous and config.method != "eagle":
-        what = f"vLLM turns asynchronous scheduling off where drafts come from {config.method}"
+    if engine.asynchronous and config.method == "ngram":
+        what = "vLLM has no asynchronous scheduling where drafts come from ngram"
         raise Misfit((*path, "asynchronous"), what, "false, or left out")
+    if engine.asynchronous:
+        what = f"vLLM has asynchronous scheduling with drafts from {config.method}, and it is not modelled here"
+        right = "false" if config.method == "eagle" else "false, or left out, where vLLM has it off as well"
+        raise Misfit((*path, "asynchronous"), what, right)
     others: dict[str, bool] = {
         "keep_freed": engine.keep_freed,
-        "asynchronous": bool(engine.asynchronous),
         "preemption": engine.preemption == "swap",
         "headroom": engine.headroom > 0,
         "kv_offloading": engine.kv_offloading is not None,

@@ -1,7 +1,7 @@
 """NeuStream: batches re-formed at every iteration, as its artifact schedules them.
 
-Source: "NeuStream: Bridging Deep Learning Serving and Stream Processing" (EuroSys'25), section 6, and what the
-artifact's `utils/worker.py` does where the two differ.
+Source: "NeuStream: Bridging Deep Learning Serving and Stream Processing" (EuroSys'25), section 6; its artifact's
+`utils/worker.py` where they differ.
 
 A worker's batch is bounded once, at the start: the largest size at which an iteration still takes less than
 ``slo_factor * step_delta`` times one of a single request. Requests that never had to wait stand in a queue *high*, in
@@ -62,10 +62,9 @@ class NeuStream(Policy):
         self.fresh: Entries = []  # of the batch, in order, those that go back to high
         self.aged: Entries = []  # and those that go back to low
         self.run: list[Task] = []  # the batch
-        self.admissions = 0
         self.next_drop = math.inf  # no request can become hopeless before this
         self.stays = True  # as long as nobody comes or goes, the next round forms the current batch again
-        self.rounds = 1  # that have been counted since the last decision
+        self.admissions, self.rounds = 0, 1  # the latter: counted since the last decision
         self.first: tuple[Task, int] | None = None  # a task of the batch then decided, and what it had left
 
     def start(self, view: WorkerView) -> None:

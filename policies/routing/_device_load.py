@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from servetwin.core import InvariantBroken, Request
 from servetwin.core.arithmetic import float_sum
@@ -24,19 +25,35 @@ class DeviceLoad(Router):
         self.next: dict[str, int] = {}  # by stage, the place of the worker whose turn it is among equals
 
     def route(self, request: Request, workers: Sequence[WorkerState], now: float) -> WorkerState:
-        weights = [self.weight(request, worker, now) for worker in workers]
+        weights = self.weights(request, workers, now)
         least = min(weights)
         stage, many = workers[0].stage.name, len(workers)
         first = self.next.get(stage, 0)
-        for place in range(first, first + many):
-            if all(math.isclose(a, b, rel_tol=TIE) for a, b in zip(weights[place % many], least, strict=True)):
-                self.next[stage] = (place + 1) % many
-                return workers[place % many]
-        raise InvariantBroken(f"the router cannot weigh the workers of {stage}: {weights}")
+        equal = self.equal(weights, least)
+        if not equal:
+            raise InvariantBroken(f"the router cannot weigh the workers of {stage}: {weights}")
+        place = next((place for place in equal if place >= first), equal[0])
+        self.next[stage] = (place + 1) % many
+        return workers[place]
 
-    def weight(self, request: Request, worker: WorkerState, now: float) -> tuple[float, ...]:
-        """What speaks against *worker*, what counts most first."""
+    def weights(self, request: Request, workers: Sequence[WorkerState], now: float) -> list[Any]:
+        """What speaks against each of *workers*: numbers, or tuples of numbers, what counts most first."""
         raise NotImplementedError
+
+    def equal(self, weights: Sequence[Any], least: Any) -> list[int]:
+        """The places of those of *weights* that are no more than *least*."""
+        if isinstance(least, tuple):
+            return [
+                place
+                for place, weight in enumerate(weights)
+                if all(math.isclose(a, b, rel_tol=TIE) for a, b in zip(weight, least, strict=True))
+            ]
+        most = least * (1 + 2 * TIE)  # few are looked at closely
+        return [
+            place
+            for place, weight in enumerate(weights)
+            if weight <= most and math.isclose(weight, least, rel_tol=TIE)
+        ]
 
     def jobs(self, request: Request, worker: WorkerState) -> Iterator[tuple[float, float]]:
         """(seconds alone, deadline) of each request on the worker's device, and of *request* if it went there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from servetwin.core import Request
 from servetwin.core.arithmetic import float_sum
 from servetwin.core.routing import WorkerState
@@ -12,7 +14,10 @@ from ._device_load import DeviceLoad
 class LeastViolating(DeviceLoad):
     """The worker where the fewest seconds past deadlines come about; of equals, the one that ends *request* first."""
 
-    def weight(self, request: Request, worker: WorkerState, now: float) -> tuple[float, ...]:
+    def weights(self, request: Request, workers: Sequence[WorkerState], now: float) -> list[tuple[float, float]]:
+        return [self.weight(request, worker, now) for worker in workers]
+
+    def weight(self, request: Request, worker: WorkerState, now: float) -> tuple[float, float]:
         jobs = list(self.jobs(request, worker))
         stretch = self.stretch(worker, len(jobs))
         late = float_sum(max(0.0, now + seconds * stretch - deadline) for seconds, deadline in jobs)

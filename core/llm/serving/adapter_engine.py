@@ -18,11 +18,13 @@ from ...serving.worker import Loop
 from ..batch import Piece
 from ..policy import Chunk, TokenView
 from ..prefix_cache import AdapterContent, PromptContent
-from ..request import AdapterTask, TokenTask
+from ..request import Adapted, AdapterTask, TokenTask
+from ..speculation import SpeculativeAdapterTask, SpeculativeView
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
 from .engine import TokenEngine
 from .host import LLMWorker
+from .speculative_engine import SpeculativeEngine, SpeculativeEngineCaching
 
 # What engines that pass over have in common, for type checkers an engine itself.
 if TYPE_CHECKING:
@@ -61,12 +63,17 @@ class PassingOver(_Base):
         self, decode: int, context: int, pieces: Sequence[Piece], chosen: Sequence[TokenTask] | None, now: float
     ) -> None:
         if not self.preempted:
-            self._pass_over(decode + sum(count for _, count, _ in pieces))
+            tokens = sum(count for _, count, _ in pieces) + self._padded(pieces)
+            self._pass_over(decode * self.view.limits.tokens_per_decode + tokens)
         super()._launch(decode, context, pieces, chosen, now)
 
     def _all_decode(self, repeat: Repeat | None, fresh: bool, now: float) -> bool:
-        self._pass_over(self.view.decoding)
+        self._pass_over(self.view.decoding * self.view.limits.tokens_per_decode)
         return super()._all_decode(repeat, fresh, now)
+
+    def _padded(self, pieces: Sequence[Piece]) -> int:
+        """The tokens of a step with these *pieces* that are there to make requests alike (`TokenView.padding`)."""
+        return 0
 
     def _pass_over(self, tokens: int) -> None:
         """In a step of so many *tokens* those at the head of the queue who are barred are passed over, if it has room
@@ -96,23 +103,27 @@ class PassingOver(_Base):
         self.passed.pop(task, None)
 
 
-class AdapterView(TokenView):
+class AdapterRule(TokenView):
     """A `TokenView` of an engine whose steps have requests with `EngineLimits.max_loras` adapters at most."""
 
-    __slots__ = ("away", "spent")
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those who are of this kind have them
+
+    spent: Callable[[TokenTask], bool]
+    away: Collection[TokenTask]
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         #: Whether a task that runs is in no further step, since its last token is in flight.
-        self.spent: Callable[[TokenTask], bool] = _never
+        self.spent = _never
         #: Tasks whose KV is not here, of an engine that decodes only: admitted, they do not run yet.
-        self.away: Collection[TokenTask] = ()
+        self.away = ()
 
     def allowed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Those of *chunks* whose tasks run, or may beside the ones that run and those before them."""
         used, most = self.adapters(), self.limits.max_loras
         for chunk in chunks:
-            adapter = cast("AdapterTask", chunk[0]).adapter
+            adapter = cast("Adapted", chunk[0]).adapter
             if adapter is None or adapter in used or chunk[0] in self.running:
                 yield chunk
             elif len(used) < most:
@@ -122,7 +133,7 @@ class AdapterView(TokenView):
 
     def adapters(self) -> set[str]:
         """The adapters of those who run."""
-        found = {cast("AdapterTask", task).adapter for task in self.running if not self.spent(task)}
+        found = {cast("Adapted", task).adapter for task in self.running if not self.spent(task)}
         return {adapter for adapter in found if adapter is not None}
 
     def admissible(self, prefill: Iterable[Chunk], *, decode: int = 0) -> list[Chunk]:
@@ -141,12 +152,24 @@ class AdapterView(TokenView):
         return super().fill(kept, tokens, begun=begun, decode=decode, chunked=chunked)
 
 
+class AdapterView(AdapterRule):
+    """`AdapterRule`, and nothing besides."""
+
+    __slots__ = ("away", "spent")
+
+
+class SpeculativeAdapterView(AdapterRule, SpeculativeView):
+    """`AdapterRule` where each that decodes takes several tokens of a step."""
+
+    __slots__ = ("away", "spent")
+
+
 class Adapting(PassingOver):
     """An engine with adapters by classes of requests. *loaded* are those on the device, the one that was used
     longest ago first; each that is brought there counts as moved (`TokenBatch.swapped`)."""
 
     kind = AdapterTask
-    view: AdapterView
+    view: AdapterRule
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
@@ -156,7 +179,7 @@ class Adapting(PassingOver):
         self.loaded: OrderedDict[str, None] = OrderedDict()
 
     def task(self, request: Request, now: float) -> TokenTask:
-        task = cast("AdapterTask", super().task(request, now))
+        task = cast("Adapted", super().task(request, now))
         task.adapter = self.of_class.get(request.class_name)
         if task.prompt_content is not None:
             task.prompt_content = self.content_of(request, task.prompt_content)
@@ -177,7 +200,7 @@ class Adapting(PassingOver):
         used, most = self.view.adapters(), self.view.limits.max_loras
 
         def barred(task: TokenTask) -> bool:
-            adapter = cast("AdapterTask", task).adapter
+            adapter = cast("Adapted", task).adapter
             return len(used) == most and adapter is not None and adapter not in used
 
         return barred
@@ -186,17 +209,17 @@ class Adapting(PassingOver):
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float
     ) -> list[Piece]:
         allowed = prefill
-        if all(isinstance(chunk[0], AdapterTask) for chunk in prefill):  # else it is told what is wrong
+        if all(isinstance(chunk[0], Adapted) for chunk in prefill):  # else it is told what is wrong
             kept = [*self.view.allowed(prefill)]
             allowed = prefill if len(kept) == len(prefill) else kept
         pieces = super()._admit(allowed, chosen, decode, crowded, now)
         for task, _, _ in pieces:
-            self._load(cast("AdapterTask", task))
+            self._load(cast("Adapted", task))
         return pieces
 
     # -- which adapters are on the device -------------------------------------------------------------------
 
-    def _load(self, task: AdapterTask) -> None:
+    def _load(self, task: Adapted) -> None:
         """Have the adapter of *task*, which runs, on the device."""
         adapter, loaded = task.adapter, self.loaded
         if adapter is None or adapter in loaded:
@@ -210,7 +233,7 @@ class Adapting(PassingOver):
 
     def _used(self, task: TokenTask) -> None:
         """*task* has used its adapter until now."""
-        adapter = cast("AdapterTask", task).adapter
+        adapter = cast("Adapted", task).adapter
         if adapter is not None and adapter in self.loaded:
             self.loaded.move_to_end(adapter)
 
@@ -241,3 +264,20 @@ class AdapterEngineCaching(Adapting, TokenEngineCaching):
 
 class AdapterEngineAheadCaching(Adapting, TokenEngineAheadCaching):
     """`AdapterEngineAhead` with a prefix cache."""
+
+
+class SpeculativeAdapterEngine(Adapting, SpeculativeEngine):
+    """`SpeculativeEngine` with adapters."""
+
+    kind = SpeculativeAdapterTask  # type: ignore[assignment]
+    view: SpeculativeAdapterView
+
+
+class SpeculativeAdapterEngineCaching(Adapting, SpeculativeEngineCaching):
+    """`SpeculativeAdapterEngine` with a prefix cache."""
+
+    kind = SpeculativeAdapterTask  # type: ignore[assignment]
+    view: SpeculativeAdapterView
+
+    def _padded(self, pieces: Sequence[Piece]) -> int:
+        return self.padded if pieces else 0

@@ -47,6 +47,7 @@ class Caching(_Base):
         self._loses: TokenTask | None = None  # who is being preempted
         self._served = 0  # blocks off the line already, for those who run in the step that is being made
         self._serials = 0
+        self.padded = 0  # tokens of the step being made that nobody needs (`TokenView.padding`)
         self._lookup = opaque(self.cache.found)
 
     def task(self, request: Request, now: float) -> TokenTask:
@@ -186,6 +187,7 @@ class Caching(_Base):
         sequences = view.max_sequences - len(view.running)
         pieces: list[Piece] = []
         admitted, less = 0, False
+        self.padded = 0
         for (task, count), pending in zip(prefill, shown, strict=True):
             more = 0
             self._check_chunk(task, count, pieces, admitted)
@@ -206,6 +208,7 @@ class Caching(_Base):
                 if not 0 < count <= most - more or not self._begin(task, count, more, now):
                     break
                 admitted += 1
+                self.padded += more
             else:
                 if task not in view.running:
                     if crowded:

@@ -234,7 +234,8 @@ class FailingEngine(DecodeSums):
         self._untaken = self.swapped = self._fruitless = 0
         self.preempted, self.regrouped = [], None
         self._recomputed.clear()
-        self._taken_up.clear()
+        for task in lost:  # those who are still on their way come later
+            self._taken_up.pop(task, None)
         self.restart()
         return lost
 

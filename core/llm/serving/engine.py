@@ -29,7 +29,8 @@ class TokenEngine(FailingEngine):
     """Runs the steps of *worker* for *loop*. (Slots: it has more attributes than Python keeps in line.)"""
 
     __slots__ = (
-        "_done", "_recomputed",
+        "_recomputed",
+        "ended",
         "fetched",
         "go_on",
         "guard",
@@ -57,7 +58,7 @@ class TokenEngine(FailingEngine):
         self.longest = (view.blocks - view.watermark) * self.size  # tokens that fit
         self.deciding, self.host, self._untaken = False, worker.host, 0  # the last: arrivals not taken in yet
         self.fetched = False  # whether the last admission had KV sent here from another engine
-        self._done = self.done  # bound once
+        self.ended = self.done  # bound once; whom a batch that is over is given to
         self.module = worker.stage.loop or worker.stage.name
         self.lean = False  # whether requests come here from the client and end here
         #: Where somebody can go on by himself under a standing decision: gives the time at which to ask again, or
@@ -214,7 +215,7 @@ class TokenEngine(FailingEngine):
         batch = view.in_flight = TokenBatch(
             loop.batches, place, decoding, view.context, now, self.keep_ends, times, repeat, free
         )
-        self.worker.run(batch, self._done)
+        self.worker.run(batch, self.ended)
         return True
 
     def _take_in(self, now: float) -> None:
@@ -311,7 +312,7 @@ class TokenEngine(FailingEngine):
         if self.regrouped is not None:
             batch.regrouped, self.regrouped = self.regrouped, None
         self.view.in_flight = batch
-        self.worker.run(batch, self._done)
+        self.worker.run(batch, self.ended)
 
     def _admit(
         self, prefill: Sequence[Chunk], chosen: Sequence[TokenTask] | None, decode: int, crowded: bool, now: float

@@ -19,7 +19,7 @@ from ...serving.worker import Loop
 from ..batch import Piece, TokenBatch
 from ..policy import Chunk
 from ..prefix_cache import Block
-from ..request import AdapterTask, CachingTask, Handed, HandedAdapterTask, HandedTask, TokenTask
+from ..request import Adapted, CachingTask, Handed, HandedAdapterTask, HandedTask, TokenTask
 from .adapter_engine import Adapting
 from .async_engine import Flight, TokenEngineAhead
 from .caching import Caching
@@ -447,18 +447,18 @@ class _DecodeAdapting(_Adapting):
 
     def _comes(self, task: Handed) -> None:
         super()._comes(task)  # type: ignore[misc]
-        cast("AdapterTask", task).adapter = self.of_class.get(task.request.class_name)
+        cast("Adapted", task).adapter = self.of_class.get(task.request.class_name)
 
     def _may_begin(self, task: Handed) -> bool:
         return not self._barred()(task)
 
-    def _load(self, task: AdapterTask) -> None:
+    def _load(self, task: Adapted) -> None:
         if task not in self.away:
             super()._load(task)
 
     def _arrived(self, task: Handed, more: int) -> None:
         super()._arrived(task, more)  # type: ignore[misc]
-        self._load(cast("AdapterTask", task))
+        self._load(cast("Adapted", task))
 
 
 def _number(task: TokenTask) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 from ...isolation.answers import write_fault
@@ -20,6 +21,9 @@ from .adapter_engine import (
     AdapterEngineAheadCaching,
     AdapterEngineCaching,
     AdapterView,
+    SpeculativeAdapterEngine,
+    SpeculativeAdapterEngineCaching,
+    SpeculativeAdapterView,
 )
 from .async_engine import TokenEngineAhead
 from .caching import TokenEngineAheadCaching, TokenEngineCaching
@@ -33,13 +37,39 @@ from .speculative_engine import SpeculativeEngine, SpeculativeEngineCaching
 __all__ = ["Host", "TokenWorker"]
 
 
+#: Engines at which nothing changes but by what `TokenWorker.note_changes` hears of.
+NOTING = (TokenEngine, TokenEngineKeeping, TokenEngineCaching)
+
+
 def kind_of_view(limits: EngineLimits) -> type[TokenView]:
     """The view of an engine with these *limits*, which a `TokenWorker` is to be given."""
     if limits.max_loras:
-        return AdapterView
+        return SpeculativeAdapterView if limits.num_speculative_tokens else AdapterView
     if limits.pipeline_parallel_size > 1:
         return PipelineView
     return SpeculativeView if limits.num_speculative_tokens else TokenView
+
+
+class AloneSteps(dict[int, float]):
+    """Seconds of a decode step of one request with so many tokens, as *estimate* tells them."""
+
+    def __init__(self, estimate: Callable[[int, int], float]) -> None:
+        super().__init__()
+        self.estimate = estimate
+
+    def __missing__(self, context: int) -> float:
+        seconds = self[context] = self.estimate(1, context)
+        return seconds
+
+    @classmethod
+    def of(cls, view: TokenView) -> AloneSteps:
+        """Those of the engine of *view*: one for all replicas that estimate by the same table."""
+        return _alone_steps(view.estimators()[1])
+
+
+@lru_cache(maxsize=16)
+def _alone_steps(estimate: Callable[[int, int], float]) -> AloneSteps:
+    return AloneSteps(estimate)
 
 
 class TokenWorker(LLMWorker):
@@ -60,6 +90,7 @@ class TokenWorker(LLMWorker):
         role: Literal["both", "prefill", "decode"] = "both",
     ) -> None:
         super().__init__(stage, policy, view, device=device, host=host)
+        self.alone_steps = AloneSteps.of(view)
         self.role = role
         self.takes_requests = role != "decode"
 
@@ -80,7 +111,10 @@ class TokenWorker(LLMWorker):
         if self.role != "both":
             kind = in_role(self.role, kind)
         if self.speculation is not None:
-            kind = SpeculativeEngineCaching if limits.enable_prefix_caching else SpeculativeEngine
+            drafting: tuple[type[TokenEngine], type[TokenEngine]] = SpeculativeEngine, SpeculativeEngineCaching
+            if limits.max_loras:
+                drafting = SpeculativeAdapterEngine, SpeculativeAdapterEngineCaching
+            kind = drafting[limits.enable_prefix_caching]
         self.engine = kind(loop, self)
         self.policy.start(self.shown)
 
@@ -93,6 +127,43 @@ class TokenWorker(LLMWorker):
 
     def seconds_alone(self, request: Request, now: float) -> float:
         return self.engine.seconds_alone(request, now)
+
+    @property
+    def unsettled(self) -> bool:
+        return self.engine.deciding or type(self.engine) not in NOTING
+
+    def note_changes(self, noting: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        # Between the end of a step and the next decision the engine is `deciding`, so that is not heard of.
+        self.engine.ended = noting(self.engine.ended)
+        self.turn = noting(self.turn)  # type: ignore[method-assign]
+        self.receive = noting(self.receive)  # type: ignore[method-assign]
+        self.withdraw = noting(self.withdraw)  # type: ignore[method-assign]
+        self.restart = noting(self.restart)  # type: ignore[method-assign]
+        self.fail = noting(self.fail)  # type: ignore[method-assign]
+
+    def seconds_left(self) -> list[float] | None:
+        view = self.view
+        if type(view) is not TokenView:
+            return None
+        batch, steps, engine = view.in_flight, self.alone_steps, self.engine
+        over = batch.over(self.loop.now()) if batch is not None and batch.count > 1 else 0
+        ticks = engine.ticks.count + over
+        running = [task for task in view.running if task.request.outcome is None] if engine.stale else view.running
+        found = [
+            (left := task.limit - task.base_generated - ticks) * steps[task.prompt + task.limit - left + left // 2]
+            if task.ticks is not None  # as `TokenView.solo`, without the calls
+            else view.solo(task, over if task.decoding else 0)
+            for task in running
+        ]
+        for tasks in (view.waiting, self.inbox, self.coming):
+            found += [view.solo(task) for task in tasks if task.request.outcome is None]
+        return found
+
+    def alike(self) -> object:
+        view = self.view
+        if type(self.engine) is not TokenEngine or type(view) is not TokenView:
+            return super().alike()
+        return self.stage.name, *view.estimators()
 
     @property
     def device_count(self) -> int:

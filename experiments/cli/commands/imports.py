@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -134,8 +135,9 @@ def convert(
         raise BadInput(f"unknown form {form!r}", where="--form", right=suggest(form, list(conversations.FORMS)))
     if out.suffix != ".csv":
         raise BadInput(f"{out.suffix or 'no ending'} is no kind of trace", where=f"--out {out}", right=".csv")
-    if out.exists():
-        raise BadInput("the file is there already", where=f"--out {out}", right="another --out")
+    if os.path.lexists(out):
+        what = "the file is there already" if out.exists() else "a link of this name is there, to nothing"
+        raise BadInput(what, where=f"--out {out}", right="another --out")
     if delay is not None and not 0.0 <= delay <= 1e7:
         raise BadInput(f"is {delay:g}", where="--delay", right="seconds, from 0 to 1e7")
     if tokenizer is not None and characters_per_token is not None:
@@ -155,10 +157,12 @@ def convert(
     turns = sum(len(talk.turns) for talk in found)
     if as_json:
         told = {"trace": str(out), "sessions": len(found), "turns": turns, "timed": timed, "left_out": left.why}
-        print_json({**told, "tokens": by})
+        print_json({**told, "notes": left.notes, "tokens": by})
         return
     say(f"{out}: {len(found)} sessions with {turns} turns; {by}")
     for why, often in left.why.items():
         say(f"left out {often} times: {why}")
+    for what, often in left.notes.items():
+        say(f"{often} turns: {what}")
     if not timed:
         say("it is not said when sessions begin: let workload.arrivals say it, with workload.trace")

@@ -50,6 +50,20 @@ class Overload(TypedDict):
 
 
 @_closed
+class Fault(TypedDict):
+    kind: Annotated[str, "fail, crash, pause, slow, late or lost"]
+    what: Annotated[str, "the device or worker"]
+    at: Annotated[float, "seconds"]
+    until: Annotated[Number, "null if for ever"]
+    noticed: Annotated[Number, "null if it was not"]
+    waiting: Annotated[int, "the most until the run had recovered"]
+    recovered: Annotated[Number, "when it was over and noticed, and the queue was empty; null if never"]
+    recovery: Annotated[Number, "seconds from its beginning to then"]
+    requests: Annotated[int, "that came in between"]
+    missed: Annotated[int, "of these, that did not meet their SLO"]
+
+
+@_closed
 class Windows(TypedDict):
     seconds: Annotated[float, "of each window"]
     few: Annotated[float, "up to so many waiting count as none"]
@@ -57,6 +71,7 @@ class Windows(TypedDict):
     windows: list[Window]
     overloads: list[Overload]
     budget: Annotated[Number, "how often the error budget was spent; null without an objective"]
+    faults: NotRequired[Annotated[list[Fault], "where something could fail"]]
 
 
 @_closed
@@ -342,9 +357,10 @@ class Converted(TypedDict):
     trace: str
     sessions: int
     turns: int
-    timed: bool  #: it says when sessions begin
-    tokens: str  #: what counted them
-    left_out: dict[str, int]  #: how often, by why
+    timed: Annotated[bool, "whether it says when sessions begin"]
+    tokens: Annotated[str, "what counted them"]
+    left_out: Annotated[dict[str, int], "how often, by why"]
+    notes: Annotated[dict[str, int], "what is to be known of turns that stay, and of how many"]
 
 
 class ListedProfile(TypedDict):

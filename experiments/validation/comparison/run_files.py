@@ -85,6 +85,18 @@ class RequestLine(TypedDict):
     stages: list[Stay]
 
 
+class FaultLine(TypedDict):
+    """A line of ``faults.jsonl``."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    kind: str
+    what: str
+    worker: str
+    at: Time
+    until: Time | None
+    noticed: NotRequired[Time | None]
+
+
 class BatchLine(TypedDict):
     """A line of ``batches.jsonl``."""
 
@@ -286,6 +298,12 @@ def request_lines(folder: Path) -> Iterator[dict[str, Any]]:
             if at is not None and at < record["arrival"] - ROUNDED:
                 raise BadInput(f"{name} is {at}, before its arrival at {record['arrival']}", where=where, right=RIGHT)
         yield record
+
+
+def fault_lines(folder: Path) -> list[dict[str, Any]]:
+    """What went wrong with workers in a run; nothing if that could not be. Raises `BadInput`."""
+    path = folder / "faults.jsonl"
+    return [line for _, line in _lines(path, FaultLine)] if path.exists() else []
 
 
 def batch_lines(folder: Path) -> Iterator[dict[str, Any]]:

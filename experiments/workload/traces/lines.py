@@ -144,14 +144,24 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def jsonl_lines(path: Path) -> Iterator[Line]:
-    """The objects of a file with one on each line; empty lines are passed over."""
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no value of JSON")
+
+
+def strict_json(text: str) -> Any:
+    """The value of *text*, which is JSON as its standard (RFC 8259) has it. Raises `ValueError` for anything else,
+    NaN and Infinity too, which Python takes, and for a key that stands twice."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+
+
+def jsonl_lines(path: Path, *, strict: bool = False) -> Iterator[Line]:
+    """The objects of a file with one on each line; empty lines are passed over. *strict*: as `strict_json`."""
     with opened(path) as file:
         for number, text in enumerate(_lines(file, path), 1):
             if not text.strip():
                 continue
             try:
-                row = json.loads(text, object_pairs_hook=_once)
+                row = strict_json(text) if strict else json.loads(text, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:
                 what = getattr(error, "msg", str(error))
                 raise BadInput(f"no valid JSON: {what}", where=f"{path}:{number}") from None

@@ -243,12 +243,9 @@ WRONG_DRAFTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"blocks": 1000}, {"draft": {"device": "small"}, "method": "draft_model"}, "there is no device 'small'"),
     ({"enable_prefix_caching": True, "kv_offloading": {"gib": 1.0}}, {}, "where tokens are drafted is not known"),
     ({"preemption": "swap"}, {}, "what that does where tokens are drafted is not known"),
-    ({"asynchronous": True}, {}, "vLLM turns asynchronous scheduling off where drafts come from ngram"),
-    (
-        {"asynchronous": True, "blocks": 9},
-        {"method": "eagle"},
-        "what that does where tokens are drafted is not known",
-    ),
+    ({"asynchronous": True}, {}, "vLLM has no asynchronous scheduling where drafts come from ngram"),
+    ({"asynchronous": True, "blocks": 9}, {"method": "eagle"}, "with drafts from eagle, and it is not modelled here"),
+    ({"asynchronous": True, "blocks": 9}, {"method": "draft_model"}, "where vLLM has it off as well"),
     ({"headroom": 1}, {}, "what that does where tokens are drafted is not known"),
     ({"max_batched_tokens": 200}, {}, "64 requests with 3 drafts each may run, but a step has 200 tokens"),
 ]
@@ -281,6 +278,8 @@ def test_drafts_by_n_grams_turn_asynchronous_scheduling_off_as_vllm_does(tmp_pat
     said = "drafts: asynchronous scheduling is off, as vLLM sets it where they come from ngram"
     assert said in build.stands_on(made)
     assert said not in build.stands_on(drafts(tmp_path, AHEAD, engine={"asynchronous": False}))
+    model = drafts(tmp_path, AHEAD, engine={"blocks": 900}, method="draft_model")
+    assert f"{said.removesuffix('ngram')}draft_model and it is not asked for" in build.stands_on(model)
     assert said not in build.stands_on(drafts(tmp_path))
 
 
@@ -440,6 +439,26 @@ def test_adapters_with_vllms_defaults_as_they_are(tmp_path: Path) -> None:
     assert len(first) == 3
     assert all(v["cached"] == 0 for v in first.values())
     assert sum(v["cached"] == 64 for v in visits) > len(visits) / 2
+
+
+def test_adapters_and_drafts_go_together(tmp_path: Path) -> None:
+    """Verifying takes as much longer as all steps with adapters; making drafts takes what it took."""
+    own = ("deployment.workers.0.engine.lora", {**LORA, "load_seconds": 0.0, "adapters": {"chat": "chat-lora"}})
+    classes = ("workload.classes", {"chat": {"share": 1}})
+    one = ("workload.requests", 1)
+    free = {"seconds": 0.0, "source": "nothing"}
+    both, lora, drafted, plain = (
+        build.run(drafts(tmp_path, one, classes, *more, **draft)).as_dict()
+        for more in ([own], [])
+        for draft in ({}, {"draft": free})
+    )
+    assert both["mean_acceptance_length"] == plain["mean_acceptance_length"] > 1.0
+    made = {name: run["mean_e2el_ms"] for name, run in zip("bldp", (both, lora, drafted, plain), strict=True)}
+    assert made["b"] - made["l"] == pytest.approx(made["d"] - made["p"])
+    steps = both["spec_decode_num_drafts"] + 1
+    pauses = 1000.0 * profile(H200).tokens("measured").between(1) * steps
+    assert made["l"] - made["p"] == pytest.approx(0.2 * (made["p"] - pauses), rel=0.01)
+    assert (both["adapter_loads"], both["spec_decode_num_draft_tokens"]) == (1, 3 * (steps - 1))
 
 
 def test_adapters_need_classes(tmp_path: Path) -> None:

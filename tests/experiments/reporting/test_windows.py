@@ -223,3 +223,54 @@ def test_too_many_windows_are_refused_before_anything_runs(
     code, _, err = servetwin("run", tmp_path / "e.yaml", "--out", tmp_path / "r", "--windows", short)
     assert (code, err.count("\n"), (tmp_path / "r").exists()) == (2, 1, False)
     assert f"--windows: {short:g} s makes more than 100000 windows of {half or 0.1:g} s" in err
+
+
+def test_time_to_recover_after_each_fault_is_that_of_the_queue(tmp_path: Path) -> None:
+    script = [
+        {"at": 10.0, "kind": "fail", "device": "gpu0", "for": 6.0},
+        {"at": 30.0, "kind": "slow", "device": "gpu0", "factor": 4.0, "for": 5.0},
+        {"at": 50.0, "kind": "pause", "device": "gpu0", "for": 4.0},
+        {"at": 80.0, "kind": "fail", "device": "gpu0.2"},
+        {"at": 95.0, "kind": "late", "device": "gpu0", "seconds": 0.1, "for": 1e6},
+    ]
+    faults = {"detect_seconds": 1.5, "retry": {"attempts": 5}, "script": script}
+    arrivals = {"process": "schedule", "rate": 8.0, "points": [[0.0, 1.0]], "until": 100.0}
+    folder = images(tmp_path / "r", arrivals, deployment={"replicas": 2, "faults": faults})
+    found = of_run(folder, 5.0)
+    records = [*request_lines(folder)]
+    # Of who was lost *queued* is the last attempt's, and until then it belongs to no worker.
+    stays = [
+        (stay["queued"] if number else r["arrival"], stay["started"] or r["finished"] or r["ended"])
+        for r in records
+        for number, stay in enumerate(r["stages"])
+    ]
+    changes = sorted({time for stay in stays for time in stay})
+
+    def waiting(at: float) -> int:
+        return sum(queued <= at < began for queued, began in stays)
+
+    over = [16.0, 35.0, 54.0, 81.5, None]  # that of the one for ever when it is noticed
+    assert found.faults is not None
+    assert [(fault.at, fault.kind) for fault in found.faults] == [(said["at"], said["kind"]) for said in script]
+    assert found.faults[3].until is None
+    assert [fault.noticed for fault in found.faults] == [11.5, None, 51.5, 81.5, None]
+    for fault, since in zip(found.faults, over, strict=True):
+        if since is None:
+            assert fault.recovered is fault.recovery is None
+            continue
+        empty = next(at for at in [since, *(c for c in changes if c > since)] if waiting(at) <= found.few)
+        assert fault.recovered == empty
+        assert fault.recovery == empty - fault.at
+        between = [fault.at, *(c for c in changes if fault.at <= c <= empty)]
+        assert fault.waiting == max(waiting(at) for at in between)
+        came = [r for r in records if fault.at <= r["arrival"] < empty]
+        assert (fault.requests, fault.missed) == (len(came), sum(r["outcome"] != "met" for r in came))
+    assert max(fault.recovery for fault in found.faults if fault.recovery is not None) > 6.0  # a queue had to go
+    assert len(found.as_dict()["faults"]) == 5
+    told = "\n".join(found.lines())
+    assert "5 faults: the run recovered from 4" in told
+    assert "the run ended before it had recovered" in told
+
+
+def test_of_a_run_in_which_nothing_can_fail_no_faults_are_told(tmp_path: Path) -> None:
+    assert "faults" not in of_run(images(tmp_path / "r", BUSY), 5.0).as_dict()

@@ -142,14 +142,18 @@ def test_what_is_written_is_read_as_sessions(tmp_path: Path) -> None:
         ("sharegpt", [said(("narrator", "a"))], "'narrator' says a message"),
         ("sharegpt", [{"id": "a"}], "no list of messages"),
         ("sharegpt", [], "it holds no conversation"),
-        ("multi-turn", [{"turns": [{"text": "a"}]}], "are no tokens"),
+        ("multi-turn", [{"turns": [{"text": "a"}]}], ":1: turn 1: output_length is missing"),
+        ("multi-turn", [{"turns": [{"text": "a", "output_length": -1}]}], "'-1' is no number of tokens"),
+        ("messages", [{"messages": [{"role": "user", "content": "a"}]}], "output_length is missing"),
+        ("messages", [{"message_mode": "news", "messages": [{}]}], "message_mode: 'news' is not known"),
+        ("full-prompts", [{"input_length": 5, "output_length": 5, "hash_ids": [-1]}], "hash_ids is no list"),
         ("multi-turn", [{"turns": [{"text": "a", "image": "b.png", "output_length": 1}]}], "a turn has image"),
         (
             "messages",
             [{"messages": [{"role": "user", "content": 5}], "output_length": 1}],
             "something else than text",
         ),
-        ("full-prompts", [{"session_id": "s", "input_length": 5, "output_length": 0}], "are no tokens"),
+        ("full-prompts", [{"session_id": "s", "input_length": 5, "output_length": 0}], "output_length is 0"),
         (
             "full-prompts",
             [{"session_id": "s", "timestamp": t, "input_length": 50, "output_length": 5} for t in (0, 9)],
@@ -157,6 +161,19 @@ def test_what_is_written_is_read_as_sessions(tmp_path: Path) -> None:
         ),
         ("agentic-mooncake", [{**HEADER, "version": 3}], "version 3 is not known"),
         ("agentic-mooncake", [{"input_length": 5, "output_length": 1}], "no request_id"),
+        ("agentic-mooncake", [{**HEADER, "block_size": 0}], "block_size: '0' is no number of tokens"),
+        ("agentic-mooncake", [{"request_id": "a", "dependencies": 5}], "dependencies is no list"),
+        ("agentic-mooncake", [{"request_id": "a", "dependencies": [{"request_id": "b"}]}], "a trigger is missing"),
+        (
+            "agentic-mooncake",
+            [{"request_id": "a", "dependencies": [{"request_id": "b", "trigger": "completion", "delay": 5}]}],
+            "a dependency has 'delay', which is not known (right would be: request_id, trigger, delay_ms, relation)",
+        ),
+        (
+            "agentic-mooncake",
+            [{"request_id": "a", "input_length": 5, "output_length": 1}] * 2,
+            ":2: request_id: 'a' is the request of line 1 too",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(tmp_path: Path, form: str, content: list[Any], what: str) -> None:
@@ -164,6 +181,182 @@ def test_what_cannot_be_is_told_in_a_line(tmp_path: Path, form: str, content: li
         made(written(tmp_path, content), form)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def turn(text: str = "a", tokens: int | None = 1, **more: Any) -> dict[str, Any]:
+    return {"text": text, **({} if tokens is None else {"output_length": tokens}), **more}
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        (("a", "b", "a"), "'a' is the id of {first} too"),
+        (("a", "b", " a "), "' a ' would be the same session as 'a' of {first}"),  # a trace is read without spaces
+        (("1", "b", 1), "1 would be the same session as '1' of {first}"),
+        (("{third}", "b", None), "'{third}' would be the same session as '{third}' of {first}"),
+        (("a", "b", "\ud800"), "is no name of a session"),
+        (("a", "b", "c\nd"), "is no name of a session"),
+        (("a", "b", ["c"]), "is no id"),
+        (("a", "b", float("nan")), "no valid JSON: NaN is no value of JSON"),
+    ],
+)
+@pytest.mark.parametrize("form", ["sharegpt", "multi-turn"])
+def test_each_conversation_has_a_name_of_its_own(
+    tmp_path: Path, form: str, ids: tuple[Any, ...], what: str, ending: str
+) -> None:
+    """What is wrong is told with both places, which count from 1 in a list as lines do."""
+    word = "item" if ending == "json" else "line"
+    places = {"first": f"{word} 1", "third": f"{word} 3"}
+    names = [name.format(**places) if isinstance(name, str) else name for name in ids]
+    key = "id" if form == "sharegpt" else "session_id"
+    own = {"messages": said((HUMAN, "a"), (GPT, "b"))["conversations"]} if form == "sharegpt" else {"turns": [turn()]}
+    path = written(tmp_path, [{key: name, **own} for name in names], ending)
+    with pytest.raises(BadInput) as error:
+        made(path, form)
+    assert what.format(**places) in str(error.value)
+    assert "\n" not in str(error.value)
+    if "JSON" not in what:
+        assert f"{path}: item 3" in str(error.value) if ending == "json" else f"{path}:3: " in str(error.value)
+
+
+def test_sessions_without_a_name_are_called_by_their_places(tmp_path: Path) -> None:
+    content = [{"turns": [turn()]}, {"session_id": 0, "turns": [turn()]}, {"session_id": "1", "turns": [turn()]}]
+    assert set(made(written(tmp_path, content), "multi-turn")) == {"line 1", "0", "1"}
+    assert set(made(written(tmp_path, content, "json"), "multi-turn")) == {"item 1", "0", "1"}
+
+
+@pytest.mark.parametrize("form", ["messages", "full-prompts"])
+def test_rows_of_one_session_say_its_id_in_one_way(tmp_path: Path, form: str) -> None:
+    own = {"messages": [{"role": "user", "content": "a"}], "input_length": 9, "output_length": 1, "timestamp": 0}
+    for names in ((1, "1"), (None, "line 1")):
+        with pytest.raises(BadInput, match="would be the same session as"):
+            made(written(tmp_path, [{"session_id": name, **own} for name in names]), form)
+
+
+def test_a_play_and_a_session_are_not_taken_for_others(tmp_path: Path) -> None:
+    rows_ = [
+        {"request_id": key, "play_id": play, "session_id": name, "input_length": 5, "output_length": 1}
+        for key, play, name in (("x", "a/b", "c"), ("y", "a", "b/c"))
+    ]
+    with pytest.raises(BadInput, match="would be the same session as"):
+        made(written(tmp_path, rows_), "agentic-mooncake")
+
+
+def test_half_of_a_character_is_told_in_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path, [said((HUMAN, "hi \ud83d"), (GPT, "b"))])
+    with pytest.raises(BadInput, match="half of a character"):
+        made(path, "sharegpt")
+
+
+def prompts(*turns: tuple[int, list[int] | None], **more: Any) -> list[dict[str, Any]]:
+    """Requests of one session, each with so many tokens and these hashes."""
+    named = {"session_id": "s", "timestamp": 0, "output_length": 10, **more}
+    return [{**named, "input_length": length, "hash_ids": hashes} for length, hashes in turns]
+
+
+def test_hashes_that_contradict_are_no_history(tmp_path: Path) -> None:
+    """The last block of a prompt may go on with the answer; those before it stay as they were."""
+    path = written(tmp_path, prompts((600, [1, 2]), (1300, [1, 3, 4]), (1400, None), (1600, [1, 3, 5, 6])))
+    assert [turn_[0] for turn_ in made(path, "full-prompts")["s"][1]] == [600, 690, 90, 190]
+    path = written(tmp_path, prompts((600, [1, 2]), (1300, [7, 8, 9]), (2000, [1, 3, 4, 5])))
+    with pytest.raises(BadInput, match=":2: hash_ids do not begin with those of the turn before"):
+        made(path, "full-prompts")
+    left = Left(True)
+    (talk,) = talks(path, "full-prompts", None, None, left)
+    assert talk.turns == [(600, 10, 0.0)]
+    assert left.why == {
+        "hash_ids do not begin with those of the turn before": 1,
+        "a turn follows one that was left out": 1,
+    }
+
+
+def test_with_the_size_of_a_block_the_last_one_is_compared_if_it_is_full(tmp_path: Path) -> None:
+    def agent(length: int) -> list[dict[str, Any]]:
+        first, second = prompts((length, [1, 2]), (300, [1, 3, 4, 5, 6]))
+        needs = [{"request_id": "x", "trigger": "completion", "delay_ms": 0}]
+        return [HEADER, {**first, "request_id": "x"}, {**second, "request_id": "y", "dependencies": needs}]
+
+    assert [len(turns) for _, turns in made(written(tmp_path, agent(127)), "agentic-mooncake").values()] == [2]
+    with pytest.raises(BadInput, match="hash_ids do not begin"):
+        made(written(tmp_path, agent(128)), "agentic-mooncake")
+
+
+def test_delays_of_timestamps_and_of_first_turns_are_told(tmp_path: Path) -> None:
+    content = [
+        {"session_id": "s", "timestamp": 100, "input_length": 40, "output_length": 10, "delay": 5},
+        {"session_id": "s", "timestamp": 1100, "input_length": 57, "output_length": 4},
+        {"session_id": "s", "timestamp": 2100, "delay": 500, "input_length": 70, "output_length": 4},
+    ]
+    left = Left()
+    (talk,) = talks(written(tmp_path, content), "full-prompts", None, None, left)
+    assert talk.turns == [(40, 10, 0.0), (7, 4, 1.0), (9, 4, 0.5)]
+    assert left.notes == {conversations.DIFFERENCES: 1, conversations.FIRST_DELAY: 1}
+    left = Left()
+    talks(written(tmp_path, [{"turns": [turn(delay=250), turn(delay=0)]}]), "multi-turn", WORDS, None, left)
+    assert left.notes == {conversations.FIRST_DELAY: 1}
+
+
+LAST, LATER = conversations.UNANSWERED, conversations.FOLLOWS
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "why"),
+    [
+        ("sharegpt", [said((HUMAN, "a"))], {LAST: 1}),
+        ("sharegpt", [said((HUMAN, "a"), (GPT, "b"), (HUMAN, "c"))], {LAST: 1}),
+        ("sharegpt", [said()], {"a conversation has no message": 1}),
+        (
+            "sharegpt",
+            [said((HUMAN, "a"), (GPT, ""), (HUMAN, "c"), (GPT, "d"), (HUMAN, "e"))],
+            {"an answer is empty": 1, LATER: 1, LAST: 1},
+        ),
+        ("multi-turn", [{"turns": [turn(), turn(""), turn(), turn()]}], {"a turn has no text": 1, LATER: 2}),
+        ("multi-turn", [{"turns": [turn(tokens=None), turn()]}], {"output_length is missing": 1, LATER: 1}),
+        (
+            "messages",
+            [
+                {"session_id": "s", "messages": [{"role": "user", "content": "a"}] * n, **own}
+                for n, own in ((1, {"output_length": 1}), (2, {}), (3, {"output_length": 1}))
+            ],
+            {"output_length is missing": 1, LATER: 1},
+        ),
+        (
+            "full-prompts",
+            [{"session_id": "s", "input_length": n, "output_length": m} for n, m in ((5, 1), (4, 1), (9, 1), (9, 0))],
+            {"a prompt is no longer than its history": 1, LATER: 2},
+        ),
+        ("full-prompts", [{"output_length": 1}], {"input_length is missing": 1}),
+    ],
+)
+def test_all_that_is_left_out_is_counted(tmp_path: Path, form: str, content: list[Any], why: dict[str, int]) -> None:
+    """Beside one that is whole, so that something is left."""
+    whole: dict[str, dict[str, Any]] = {
+        "sharegpt": said((HUMAN, "a"), (GPT, "b"), name="whole"),
+        "multi-turn": {"session_id": "whole", "turns": [turn()]},
+        "messages": {"messages": [{"role": "user", "content": "a"}], "output_length": 1},
+        "full-prompts": {"input_length": 1, "output_length": 1},
+    }
+    left = Left(True)
+    count = WORDS if form in conversations.TEXTS else None
+    talks(written(tmp_path, [*content, whole[form]]), form, count, 1.0, left)
+    assert left.why == why
+
+
+def test_a_file_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    path = written(tmp_path, [said((HUMAN, "a"))])
+    with pytest.raises(BadInput, match=r"all of it is left out: a question without an answer \(1\)"):
+        made(path, "sharegpt", leave_out=True)
+
+
+def test_any_name_is_read_as_it_was_said(tmp_path: Path) -> None:
+    names = ["plain", "with, comma", 'a "quoted" é', '"', "back\\slash, too"]
+    found = talks(
+        written(tmp_path, [said((HUMAN, "a"), (GPT, "b"), name=n) for n in names]), "sharegpt", len, 0, Left()
+    )
+    path = tmp_path / "talks.csv"
+    path.write_text("\n".join(rows(found)) + "\n", encoding="utf-8")
+    assert [entry.turn.session for entry in entries(path)] == names
 
 
 def test_texts_need_something_that_counts_tokens_and_counts_need_nothing(tmp_path: Path) -> None:
@@ -210,4 +403,27 @@ def test_the_command(servetwin, tmp_path: Path) -> None:
         assert (code, told) == (2, ""), more
         assert what in error
         assert error.count("\n") == 1
-    assert {file.name for file in tmp_path.iterdir()} == {"talks.jsonl", out}
+    (tmp_path / "link.csv").symlink_to(tmp_path / "nothing.csv")
+    code, told, error = servetwin(*given[:-1], tmp_path / "link.csv", "--characters-per-token", 4, "--delay", 1)
+    assert (code, told) == (2, "")
+    assert "link.csv: a link of this name is there, to nothing" in error
+    assert (tmp_path / "link.csv").is_symlink()
+    assert {file.name for file in tmp_path.iterdir()} == {"talks.jsonl", "link.csv", out}
+
+
+def test_the_command_tells_what_is_left_out_and_what_is_not_known(servetwin, tmp_path: Path) -> None:
+    path = written(tmp_path, prompts((600, [1, 2]), (1300, [1, 3, 4]), (1400, [9, 9, 9])))
+    code, told, error = servetwin(
+        "convert", path, "--form", "full-prompts", "--leave-out", "--out", tmp_path / "t.csv"
+    )
+    assert (code, error) == (0, "")
+    assert told.splitlines()[1:] == [
+        "left out 1 times: hash_ids do not begin with those of the turn before",
+        f"1 turns: {conversations.DIFFERENCES}",
+    ]
+    twice = written(tmp_path, [said((HUMAN, "a"), (GPT, "b"))] * 2, "json")
+    given = ("convert", twice, "--form", "sharegpt", "--characters-per-token", 4, "--out", tmp_path / "new" / "u.csv")
+    code, told, error = servetwin(*given)
+    assert (code, told, error.count("\n")) == (2, "", 1)
+    assert "talks.json: item 2: id: 'a' is the id of item 1 too" in error
+    assert not (tmp_path / "new").exists()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from engines_apart import Pool, serve_apart
-from no_gpu import _before, _made, _tokens, scheduler, vllm_request
+from no_gpu import Asked, _before, _made, _tokens, scheduler, vllm_request
 from servetwin.policies.llm.vllm_v1 import VLLMV1
 from test_adapters import ADAPTERS, adapted
 from test_prefix_caching import shared, turns
@@ -187,7 +187,8 @@ class BySide(Steps):
         self.found[request.id] = task.prompt - (task.found or 0)
 
 
-def check(folder, asked, *, caching, ahead=(False, False), blocks=(1000, 2000), budget=(512, 512), max_loras=0):
+def both(folder, asked, *, caching, ahead=(False, False), blocks=(1000, 2000), budget=(512, 512), max_loras=0):
+    """What vLLM's two schedulers do (as of `replay`), and what our engines do."""
     limits, theirs = [], []
     for side in (0, 1):
         plain = {"blocks": blocks[side], "max_batched_tokens": budget[side], "max_sequences": 64}
@@ -205,7 +206,7 @@ def check(folder, asked, *, caching, ahead=(False, False), blocks=(1000, 2000), 
                 connector="NixlConnector",
             )
         )
-    p, d, times, sizes = replay(*theirs, asked, [1 + a for a in ahead])
+    played = replay(*theirs, asked, [1 + a for a in ahead])
     log = BySide()
     serve_apart(
         Pool([VLLMV1()], Times(), limits[0], ahead[0]),
@@ -216,6 +217,11 @@ def check(folder, asked, *, caching, ahead=(False, False), blocks=(1000, 2000), 
         recorder=log,
         most_events=10**7,
     )
+    return played, log
+
+
+def check(folder, asked, **settings):
+    (p, d, times, sizes), log = both(folder, asked, **settings)
     for name, steps in (("prefill0", p), ("decode0", d)):
         ours = log.by[name]
         differ = [i for i, (a, b) in enumerate(zip(steps, ours, strict=False)) if a != b]
@@ -261,6 +267,24 @@ def test_with_little_memory_where_prompts_are_computed(folder, caching, ahead):
 def test_with_adapters(folder, caching, ahead):
     kept = check(folder, adapted(150, 9.0, seed=3), caching=caching, ahead=ahead, max_loras=2).kept
     assert (kept > 1000) == caching[1]
+
+
+def test_with_little_memory_where_they_decode_who_just_came_is_preempted_first(folder):
+    """The difference that docs/guides/prefill-decode.md tells: no step before it differs. When two that decode and
+    request 2 need a block more than there is, the KV of request 3 has just come. In vLLM it waits, and request 2
+    is preempted; then it decodes with the others. Here it decodes at once, and is preempted itself."""
+    prompts = [44, 46, 22, 36, 52, 51]
+    asked = [Asked(i, round(0.02 * i, 3), prompt, 30) for i, prompt in enumerate(prompts)]
+    (_, theirs, times, _), log = both(folder, asked, caching=NONE, blocks=(1000, 12))
+    ours = log.by["decode0"]
+    first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b)
+    assert theirs[first - 1] == ours[first - 1] == ((), 3, 117, set())
+    assert theirs[first : first + 2] == [((), 2, 97, {2}), ((), 3, 134, set())]
+    assert ours[first : first + 2] == [((), 3, 120, {3}), ((), 3, 123, set())]
+    assert [len(log.times[i]) for i in times] == [len(times[i]) for i in times] == [30] * 6
+    # It costs the one who came and spares the one who ran.
+    assert log.times[3][-1] > times[3][-1]
+    assert log.times[2][-1] < times[2][-1]
 
 
 @pytest.mark.slow

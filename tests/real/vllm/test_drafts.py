@@ -1,9 +1,13 @@
 """vLLM's own scheduler with speculative decoding and our engine with it decide the same, step by step, with its
 prefix cache and without; which drafts are accepted is drawn alike for both."""
 
+import itertools
+from typing import NamedTuple
+
 import pytest
 from no_gpu import OWN, scheduler, vllm_request
 from servetwin.core.llm.speculation import Speculation
+from test_adapters import ADAPTERS, adapted
 from test_prefix_caching import SETTINGS, shared, turns
 from test_same_decisions import Times, simulated
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
@@ -72,17 +76,35 @@ def replay(vllm, trace, speculation):
     return steps, times, padded
 
 
-def check(folder, asked, name, method, caching):
+class Same(NamedTuple):
+    """What both did: their *steps*, and how many requests were *padded*."""
+
+    steps: list
+    padded: int
+
+    @property
+    def preempted(self):
+        return sum(len(lost) for *_, lost in self.steps)
+
+    @property
+    def passed(self):
+        """How often one went before another that had come sooner."""
+        order = [i for pieces, *_ in self.steps for i, _, c in pieces if c == 0]
+        return sum(a > b for a, b in itertools.pairwise(order))
+
+
+def check(folder, asked, name, method, caching, most=0):
     limits = {**SETTINGS[name], "max_batched_tokens": max(256, SETTINGS[name]["max_batched_tokens"])}
     speculation = Speculation(DRAFTS, (0.8, 0.6, 0.5), LOOKAHEAD[method], reads_states=method == "eagle")
-    vllm = scheduler(folder, **limits, caching=caching, drafts=DRAFTS, method=method)
+    vllm = scheduler(folder, **limits, caching=caching, drafts=DRAFTS, method=method, max_loras=most)
     theirs, times, padded = replay(vllm, asked, speculation)
     own = {"enable_prefix_caching": caching, "num_speculative_tokens": DRAFTS}
+    own |= {"max_loras": most, "adapters": ADAPTERS} if most else {}
     log = simulated(asked, limits, speculation=speculation, **own)
     differ = [i for i, (a, b) in enumerate(zip(theirs, log.steps, strict=False)) if a != b]
     assert not differ, f"{len(differ)} of {len(theirs)} ({differ[0]}): {theirs[differ[0]]} {log.steps[differ[0]]}"
     assert log.times == times
-    return sum(len(lost) for *_, lost in theirs), padded
+    return Same(theirs, padded)
 
 
 SOME = [
@@ -103,17 +125,37 @@ ORDER = [("tighter", turns, 200, "ngram"), ("tighter", shared, 680, "eagle")]
 
 @pytest.mark.parametrize(("name", "kind", "method", "caching"), SOME)
 def test_it_decides_as_vllm_does(folder, name, kind, method, caching):
-    preempted, padded = check(folder, kind(150, 9.0, seed=1), name, method, caching)
+    same = check(folder, kind(150, 9.0, seed=1), name, method, caching)
     if name == "tighter":
-        assert preempted > 5
+        assert same.preempted > 5
     if (name, method) == ("chunks", "ngram"):
-        assert padded  # one who had found all but its last token got drafts, as those that decoded
+        assert same.padded  # one who had found all but its last token got drafts, as those that decoded
 
 
 @pytest.mark.parametrize(("name", "kind", "count", "method"), ORDER)
 def test_blocks_are_taken_before_somebody_is_preempted(folder, name, kind, count, method):
-    preempted, _ = check(folder, kind(count, 9.0, seed=2), name, method, True)
-    assert preempted > 20
+    assert check(folder, kind(count, 9.0, seed=2), name, method, True).preempted > 20
+
+
+#: (settings, method, prefix cache, max_loras)
+WITH_ADAPTERS = [
+    ("roomy", "ngram", False, 1),
+    ("roomy", "eagle", True, 2),
+    ("chunks", "ngram", True, 2),
+    ("chunks", "draft_model", False, 3),
+    ("tight", "eagle", False, 2),
+    ("tight", "ngram", True, 3),
+    ("tighter", "draft_model", True, 3),
+    ("tighter", "ngram", False, 3),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "caching", "most"), WITH_ADAPTERS)
+def test_with_adapters_it_decides_as_vllm_does(folder, name, method, caching, most):
+    same = check(folder, adapted(150, 9.0, seed=3), name, method, caching, most)
+    assert same.passed > 4
+    if name == "tighter":
+        assert same.preempted > 5
 
 
 @pytest.mark.slow
@@ -123,3 +165,12 @@ def test_blocks_are_taken_before_somebody_is_preempted(folder, name, kind, count
 @pytest.mark.parametrize("name", SETTINGS)
 def test_of_a_thousand_requests(folder, name, kind, caching, method):
     check(folder, kind(1000, 9.0, seed=2), name, method, caching)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("method", LOOKAHEAD)
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_of_a_thousand_requests_with_adapters(folder, name, caching, method, most):
+    check(folder, adapted(1000, 9.0, seed=4), name, method, caching, most)

@@ -12,6 +12,7 @@ from servetwin.core import BadInput
 from servetwin.core.llm import ALL, EngineLimits, PromptContent, SessionContent, Step, TokenRequest
 from servetwin.core.llm.metrics import StageTokens
 from servetwin.core.llm.serving.worker import Host
+from servetwin.core.llm.speculation import Speculation
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
@@ -223,6 +224,54 @@ def test_the_adapter_of_one_whose_last_token_is_in_flight_makes_room() -> None:
     assert second.started < first.finished
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    workload=workloads,
+    prefixes=st.lists(contents, min_size=1, max_size=8),
+    names=st.lists(st.sampled_from("abcdz"), min_size=1, max_size=9),
+    most=st.integers(1, 3),
+    lookahead=st.sampled_from([0, 2]),
+    seed=st.integers(0, 9),
+)
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("name", ["anything", "vllm-v1", "sarathi"])
+def test_the_invariants_with_drafts(
+    name: str,
+    caching: bool,
+    workload: list,
+    prefixes: list,
+    names: list[str],
+    most: int,
+    lookahead: int,
+    seed: int,
+) -> None:
+    policies = {"anything": Anything(seed), "vllm-v1": VLLMV1(), "sarathi": Sarathi(64)}
+    rows = rows_of(workload)
+    sent = of_classes(rows, [names[i % len(names)] for i in range(len(rows))])
+    for request in sent:
+        content = prefixes[request.id % len(prefixes)]
+        request.prefix = None if content is None else {"llm": content}
+    served = adapted(
+        policies[name],
+        sent,
+        most,
+        speculation=Speculation(2, (0.7, 0.7), lookahead, reads_states=lookahead > 0),
+        enable_prefix_caching=caching,
+        blocks=30,
+        block_size=8,
+        max_batched_tokens=96,
+        max_sequences=20,
+    )
+    engine = served.loop.workers[0].engine
+    assert engine.view.free_blocks == 30
+    assert len(engine.loaded) <= most
+    assert not {**engine.held, **engine.gained}
+    spans = [(t.started, t.finished, t.adapter) for t in (r.tasks[0] for r in served.requests) if t.finished]
+    if not any(r.tasks[0].preemptions for r in served.requests):
+        for begin, *_ in spans:
+            assert len({a for b, e, a in spans if b <= begin < e} - {None}) <= most
+
+
 def test_a_policy_sees_adapters_and_cannot_exceed_them() -> None:
     seen: list[str | None] = []
 
@@ -256,7 +305,6 @@ def test_all_steps_take_longer() -> None:
             {"max_loras": 1, "enable_prefix_caching": True, "host_blocks": 9},
             "what host_blocks does with adapters",
         ),
-        ({"max_loras": 1, "num_speculative_tokens": 1}, "what num_speculative_tokens does with adapters"),
     ],
 )
 def test_what_does_not_go_together_is_refused(more: dict, says: str) -> None:
