@@ -9,13 +9,15 @@ thread that started it has ended, which is wrong for a pool of processes that st
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import select
 import signal
 import sys
 import threading
-from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 #: What keeps the pipes open: in the process that starts others (its process number, both ends), and in those.
 _here: tuple[int, Connection, int] | None = None
@@ -27,6 +29,8 @@ def lifeline() -> Connection:
     each call."""
     global _here
     if _here is None or _here[0] != os.getpid():  # another process, if this one was forked
+        from multiprocessing.connection import Connection  # which a run on one core does without
+
         reading, writing = os.pipe()
         _here = os.getpid(), Connection(reading, writable=False), writing
     return _here[1]
@@ -40,6 +44,8 @@ def end_with(line: Connection) -> None:
 
 def end_with_parent() -> None:
     """Likewise, in a process of `multiprocessing` (spawn or forkserver), which has such a pipe already."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent is not None and parent.sentinel is not None:
         _end_when_closed(parent.sentinel)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -51,6 +50,8 @@ def temporary_folder(prefix: str = "servetwin-") -> Iterator[Path]:
 
 def for_multiprocessing() -> None:
     """Let `multiprocessing` keep the sockets of its servers in a folder that `make` made, not in one that stays."""
+    import multiprocessing  # which a run on one core does without
+
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     if config.get("tempdir") is None:
         config["tempdir"] = str(make("servetwin-"))

@@ -93,7 +93,7 @@ def make_faults(spec: FaultsSpec, workers: Sequence[Worker], seed: int) -> Fault
 def _event(place: int, fault: FaultSpec, workers: Sequence[Worker], seed: int) -> Event:
     where = f"{FAULTS}.script.{place}"
     if fault.device is not None:
-        names, what = _on(fault.device, workers, f"{where}.device"), fault.device
+        names, what = _on(fault.device, workers, f"{FAULTS}.script.{place}.device"), fault.device
     else:
         assert fault.worker is not None
         _known(fault.worker, [worker.name for worker in workers], f"{where}.worker", "worker")
