@@ -49,6 +49,8 @@ class Served(Protocol):
     def forget_visit(self, task: Task) -> None: ...
     def forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None: ...
 
+    def forward_held(self, waiting: dict[Request, list[tuple[Stage, Task | None]]]) -> None: ...
+
 
 class WorkerState:
     """How things stand with *worker*."""
@@ -379,16 +381,7 @@ class Faults:
         for stage in stages:
             there = [s.worker for s in self.states.values() if s.worker.stage is stage and s.offered]
             serving[stage.name][:] = there
-        for request, visits in list(self._waiting.items()):
-            here = [visit for visit in visits if serving[visit[0].name]]
-            left = [visit for visit in visits if visit not in here]
-            if left:
-                self._waiting[request] = left
-            else:
-                del self._waiting[request]
-            for stage, before in here:
-                if request.outcome is None:
-                    self.loop.forward(request, stage, before, True)
+        self.loop.forward_held(self._waiting)
         if self.loop.dispatcher is not None:
             for stage in stages:
                 self.loop.dispatcher.freed(stage)

@@ -61,7 +61,7 @@ class Served(Protocol):
 
     def more_come(self) -> bool: ...
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...
-    def forward(self, request: Request, stage: Stage, before: Task | None, jump: bool = False) -> None: ...
+    def forward_held(self, waiting: dict[Request, list[tuple[Stage, Task | None]]]) -> None: ...
 
 
 class Fleet:
@@ -342,16 +342,7 @@ class Fleet:
         ready = [worker for replica in self.replicas if replica.state == "ready" for worker in replica.workers]
         for name, workers in serving.items():
             workers[:] = [worker for worker in ready if worker.stage.name == name]
-        for request, visits in list(self._waiting.items()):
-            here = [visit for visit in visits if serving[visit[0].name]]
-            left = [visit for visit in visits if visit not in here]
-            if left:
-                self._waiting[request] = left
-            else:
-                del self._waiting[request]
-            for stage, before in here:
-                if request.outcome is None:
-                    self.loop.forward(request, stage, before, True)
+        self.loop.forward_held(self._waiting)
         if self.loop.dispatcher is not None:
             for stage in self.stages:
                 self.loop.dispatcher.freed(stage)

@@ -359,6 +359,19 @@ class ServingLoop:
 
     # -- a request's path -------------------------------------------------------------------------------
 
+    def forward_held(self, waiting: dict[Request, list[tuple[Stage, Task | None]]]) -> None:
+        """Send on those visits of *waiting* whose stage has workers now, and take them out of it."""
+        for request, visits in list(waiting.items()):
+            here = [visit for visit in visits if self.serving[visit[0].name]]
+            left = [visit for visit in visits if visit not in here]
+            if left:
+                waiting[request] = left
+            else:
+                del waiting[request]
+            for stage, before in here:
+                if request.outcome is None:
+                    self.forward(request, stage, before, True)
+
     def forward(
         self, request: Request, stage: Stage, before: Task | None, jump: bool = False, target: Worker | None = None
     ) -> None:
