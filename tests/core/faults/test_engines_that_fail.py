@@ -104,3 +104,20 @@ def test_slow_and_standing_engines(ahead: bool) -> None:
     (_,), log, faults = serve([Event(1.5, "pause", ("e0",), 2.25)], engines=1, ahead=ahead)
     assert log.tokens[0] == [pytest.approx([1.0, 2.75, 3.75, 4.75, 5.75])]
     assert faults.outages["e0"] == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_who_is_on_the_way_while_the_engine_fails_is_not_lost_with_it(ahead: bool) -> None:
+    """It dies at 3.5 s, which is noticed at 4.5 s; the message to the other engine takes two seconds, and that fails
+    and is back meanwhile. The request is the one that came at 0 all the same."""
+    events = [
+        Event(3.5, "fail", ("e0",)),
+        Event(4.0, "late", ("e1",), 4.9, seconds=2.0),
+        Event(5.0, "fail", ("e1",), 5.2),
+    ]
+    (request,), log, faults = serve(events, ahead=ahead)
+    (task,) = request.tasks
+    assert request.outcome == "met"
+    assert (task.queued, task.first_token) == (0.0, pytest.approx(1.0))
+    assert log.tokens[0] == [pytest.approx([1.0, 2.0, 3.0, 7.8, 8.8])]
+    assert [outage.lost_requests for outage in faults.outages["e1"]] == [0]
