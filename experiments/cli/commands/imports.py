@@ -108,7 +108,8 @@ def _option(text: str) -> tuple[str, str]:
 def convert(
     source: Annotated[Path, typer.Argument(help="A file of conversations, .json or .jsonl, or either packed (.gz).")],
     form: Annotated[
-        str, typer.Option("--form", help="sharegpt, multi-turn, messages, full-prompts, agentic-mooncake.")
+        str,
+        typer.Option("--form", help="sharegpt, multi-turn, messages, full-prompts, agentic-mooncake, agent-turns."),
     ],
     out: Annotated[Path, typer.Option(help="Trace to write, .csv; must not exist.")],
     tokenizer: Annotated[

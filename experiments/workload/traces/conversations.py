@@ -11,10 +11,12 @@ messages            AIPerf's ``mooncake_trace`` with ``messages``: a line a requ
                     (``message_mode: history``) or what is new of it (``delta``), ``output_length``, ``delay``
 full-prompts        Dynamo's and AISimulate's ``mooncake``: a line a request, ``input_length`` of its whole prompt
 agentic-mooncake    theirs of agents, versions 1 and 2: requests that wait for others (``wait_for``, ``dependencies``)
+agent-turns         theirs of whole agents (``applied_compute_agentic``): a line each, with answers and tools in lists
 ==================  ==========================================================================================
 
 Sources: "Trace replay" of the documents and dataset/loader/models.py of ai-dynamo/aiperf, the crate
-dynamo-data-gen (``mooncake.rs``) of ai-dynamo/dynamo, benchmarks/multi_turn of vLLM. Their times are milliseconds.
+dynamo-data-gen (``mooncake.rs``) and loadgen/trace.rs of the mocker of ai-dynamo/dynamo, benchmarks/multi_turn of
+vLLM. Their times are milliseconds, those of tools in ``agent-turns`` seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from servetwin.core import BadInput
 from servetwin.core.arithmetic import float_sum
@@ -498,6 +500,49 @@ def _dependency(other: Any, place: str) -> tuple[str, float | None]:
     return name, _seconds(other, ("delay_ms",), place)
 
 
+#: The lists of an agent's turns: what it answers, and of the tool that it then calls, tokens and seconds.
+AGENT_LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
+
+
+def _agent_turns(path: Path, _: Count, delay: float | None, left: Left) -> Iterator[Talk]:
+    """A turn's answer calls a tool, and what that says comes after its latency: so many turns, and a last answer."""
+    for item in _objects(path):
+        place, row = item.place, item.row
+        number, lists = row.get("num_turns"), [row.get(key) for key in AGENT_LISTS]
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            what = f"{str(number)[:40]!r} is no number of turns"
+            raise BadInput(what, where=f"{place}: num_turns", right="a whole number, 0 or more")
+        for key, values in zip(AGENT_LISTS, lists, strict=True):
+            if not isinstance(values, list) or len(values) != number:
+                raise BadInput(f"it has not as many as num_turns ({number})", where=f"{place}: {key}", right="a list")
+        answers, outputs, latencies = (cast("list[Any]", values) for values in lists)
+        talk = Talk(item.called)
+        turns = [
+            {"input_prompt_length": row.get("input_prompt_length")},
+            *({"tool_call_output_length": value} for value in outputs),
+        ]
+        said = [
+            *({"assistant_response_length": value} for value in answers),
+            {"final_assistant_response_length": row.get("final_assistant_response_length")},
+        ]
+        for turn, (asks, answer) in enumerate(zip(turns, said, strict=True)):
+            where = f"{place}: turn {turn + 1}"
+            asked = _whole(asks, (*asks,), where, left)
+            answered = _whole(answer, (*answer,), where, left) if asked else None
+            if asked is None or answered is None:
+                left.count(FOLLOWS, number - turn)
+                break
+            talk.turns.append((asked, answered, _latency(latencies[turn - 1], where) if turn else 0.0))
+        yield talk
+
+
+def _latency(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
+        what = f"{str(value)[:40]!r} is no time"
+        raise BadInput(what, where=f"{where}: tool_call_latency", right="seconds, 0 or more")
+    return float(value)
+
+
 Reader = Callable[[Path, Count, "float | None", Left], Iterator[Talk]]
 
 FORMS: Mapping[str, Reader] = {
@@ -506,6 +551,7 @@ FORMS: Mapping[str, Reader] = {
     "messages": _messages,
     "full-prompts": _full_prompts,
     "agentic-mooncake": _agentic,
+    "agent-turns": _agent_turns,
 }
 #: Those whose messages are texts.
 TEXTS = ("sharegpt", "multi-turn", "messages")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from servetwin.core import BadInput
 from servetwin.experiments.workload.traces import conversations, entries
-from servetwin.experiments.workload.traces.conversations import Left, rows, talks
+from servetwin.experiments.workload.traces.conversations import AGENT_LISTS, Left, rows, talks
 
 #: A word is a token.
 WORDS = lambda text: len(text.split())  # noqa: E731
@@ -111,6 +111,54 @@ def test_agentic_mooncake_of_dynamo(tmp_path: Path, version: int) -> None:
         (0.0, [(100, 5, 0.0), (25, 5, 0.4), (5, 5, 0.0)]),
         (0.05, [(10, 5, 0.0)]),
     ]
+
+
+AGENT: dict[str, Any] = {
+    "num_turns": 2,
+    "input_prompt_length": 64,
+    "assistant_response_length": [2, 3],
+    "tool_call_output_length": [5, 7],
+    "tool_call_latency": [1.5, 0],
+    "final_assistant_response_length": 9,
+}
+
+
+def test_whole_agents_of_dynamo(tmp_path: Path) -> None:
+    """An answer, its tool, and so on; a last answer. Prompts with history are 64, 64 + 2 + 5, and 71 + 3 + 7."""
+    short = {**AGENT, "num_turns": 0, **{key: [] for key in AGENT_LISTS}}
+    found = made(written(tmp_path, [AGENT, short]), "agent-turns")
+    assert found == {
+        "line 1": (None, [(64, 2, 0.0), (5, 3, 1.5), (7, 9, 0.0)]),
+        "line 2": (None, [(64, 9, 0.0)]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_turns": 3}, "it has not as many as num_turns"),
+        ({"num_turns": -1}, "no number of turns"),
+        ({"num_turns": None}, "no number of turns"),
+        ({"tool_call_latency": [1.0]}, "tool_call_latency: it has not as many"),
+        ({"tool_call_latency": [1.0, -1.0]}, "turn 3: tool_call_latency"),
+        ({"tool_call_latency": [True, 1.0]}, "turn 2: tool_call_latency"),
+        ({"assistant_response_length": [2, "3"]}, "assistant_response_length"),
+        ({"tool_call_output_length": [5, 0]}, "tool_call_output_length is 0"),
+        ({"input_prompt_length": None}, "input_prompt_length is missing"),
+        ({"final_assistant_response_length": None}, "final_assistant_response_length is missing"),
+    ],
+)
+def test_what_is_no_agent_is_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    path = written(tmp_path, [{**AGENT, **change}])
+    with pytest.raises(BadInput, match=says):
+        made(path, "agent-turns")
+
+
+def test_what_an_agent_does_after_a_tool_that_says_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
+    left, path = Left(True), written(tmp_path, [{**AGENT, "tool_call_output_length": [0, 7]}])
+    (talk,) = talks(path, "agent-turns", None, None, left)
+    assert len(talk.turns) == 1
+    assert sum(left.why.values()) == 2
 
 
 def test_branches_and_joins_are_refused_or_left_out_with_all_that_follows(tmp_path: Path) -> None:
