@@ -46,6 +46,21 @@ class ServerWorker(TokenWorker):
     def kv_use(self) -> float:
         return math.nan
 
+    # What happens at a server nobody hears of, so that it counts as changed whenever a router looks.
+
+    @property
+    def unsettled(self) -> bool:
+        return True
+
+    def note_changes(self, noting: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        pass
+
+    def seconds_left(self) -> list[float] | None:
+        return None
+
+    def alike(self) -> object:
+        return Worker.alike(self)
+
 
 class Front:
     """Says which of *workers*, all of one stage, a request goes to, as a serving loop does, and keeps what the client
