@@ -104,6 +104,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+sys.dont_write_bytecode = True  # it would be cut off, too, and break whoever imports next
 from servetwin.experiments.cli import entry
 entry.main()
 """
