@@ -4,8 +4,6 @@ A profile file (YAML) describes one model on one device. Its tables give seconds
 no table holds. The classes below say what each key means; the files under ``data/`` are examples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +14,7 @@ from .llm.schema import TokenData
 from .tables.cost import Cost, Lists
 from .tables.costs import DEVICE, GAP, GAP_OF, HANDOVER, HOST, JOIN, REGROUP
 from .tables.costs import check as check_costs
-from .tables.field_types import Fault, Finite, Name, Natural, NotNegative, Source, Strict, Text
+from .tables.field_types import Fault, Finite, Late, Name, Natural, NotNegative, Source, Strict, Text
 from .tables.latency_table import BatchTable, LatencyTable
 
 SCHEMA_VERSION = 1
@@ -211,13 +209,19 @@ class ProfileFile(Strict):
     measured_when: Text
     origin: Origin
     limits_of_data: Text | None = None  #: what is not known, or not to be trusted
-    basis: Basis | None = None  #: where the steps were not measured by this project's profiler, or by a log
-    execution: Execution | None = None  #: of a diffusion model; profiles of before it say it in words, if at all
+    basis: Annotated[Basis, Late()] | None = (
+        None  #: where the steps were not measured by this project's profiler, or by a log
+    )
+    execution: Annotated[Execution, Late()] | None = (
+        None  #: of a diffusion model; profiles of before it say it in words, if at all
+    )
     took: dict[Text, NotNegative] | None = None  #: seconds of taking it, by part, and by shape of other shapes
     modules: dict[Name, ModuleProfile] = Field(default_factory=dict)
-    shapes: Shapes | None = None  #: what was measured of other sizes than *image*, which then must be given
-    degrees: tuple[Degree, ...] = ()  #: what was measured on several devices at once
-    tokens: TokenData | None = None  #: prefill and decode of a language model
+    shapes: Annotated[Shapes, Late()] | None = (
+        None  #: what was measured of other sizes than *image*, which then must be given
+    )
+    degrees: tuple[Annotated[Degree, Late()], ...] = ()  #: what was measured on several devices at once
+    tokens: Annotated[TokenData, Late()] | None = None  #: prefill and decode of a language model
     costs: dict[Name, Cost] = Field(default_factory=dict)
     verdict: tuple[Text, ...] | None = None  #: what was not clean when it was taken (`servetwin.profiles.verdict`)
 

@@ -213,7 +213,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
-    options = experiment.time.model_dump()
+    options = dict(experiment.time)
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
     specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}

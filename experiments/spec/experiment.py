@@ -5,8 +5,6 @@ files, which it names. `servetwin.experiments.spec.loading.load` makes one from 
 Units are seconds and requests throughout. Unknown keys and values of the wrong type are errors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from datetime import datetime
@@ -16,6 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
+from servetwin.profiles.tables.field_types import Late
 
 from .keys.autoscaler import AutoscalerSpec
 from .keys.faults import FaultsSpec
@@ -186,7 +185,7 @@ class RequestClass(Strict):
     weight: Weight = 1.0
     slo: SLOSpec | None = None
     steps: dict[str, Steps] = Field(default_factory=dict)
-    lengths: dict[str, Lengths] = Field(default_factory=dict)
+    lengths: dict[str, Annotated[Lengths, Late()]] = Field(default_factory=dict)
     shape: ShapeDraw | None = None
     arrivals: DrawnArrivals | None = None
     enters: Annotated[list[str], Field(min_length=1)] | None = None
@@ -213,10 +212,10 @@ class Workload(Strict):
     draws: Literal["published", "published_llm", "published_agents", "seeded"] = "seeded"
     arrivals: Arrivals
     steps: dict[str, Steps] = Field(default_factory=dict)
-    lengths: dict[str, Lengths] = Field(default_factory=dict)
-    trace: Recorded | None = None
-    classes: dict[str, RequestClass] = Field(default_factory=dict)
-    sessions: SessionsSpec | None = None
+    lengths: dict[str, Annotated[Lengths, Late()]] = Field(default_factory=dict)
+    trace: Annotated[Recorded, Late()] | None = None
+    classes: dict[str, Annotated[RequestClass, Late()]] = Field(default_factory=dict)
+    sessions: Annotated[SessionsSpec, Late()] | None = None
     shape: ShapeDraw | None = None
 
     @property
@@ -283,7 +282,7 @@ class ModuleSpec(Strict):
     loop: bool = False
     join: Literal["all", "any"] = "all"
     kind: Literal["llm"] | None = None
-    actions: StepActionsSpec | None = None
+    actions: Annotated[StepActionsSpec, Late()] | None = None
 
     @property
     def llm(self) -> bool:
@@ -396,8 +395,8 @@ class WorkerSpec(Strict):
     policy: PolicySpec | None = None
     threads: Count | None = None
     calls: Calls | None = None
-    engine: EngineSpec | None = None
-    scripts: ScriptsSpec | None = None
+    engine: Annotated[EngineSpec, Late()] | None = None
+    scripts: Annotated[ScriptsSpec, Late()] | None = None
     role: Literal["prefill", "decode"] | None = None
     gpus: Annotated[int, Field(ge=2, le=1024)] | None = None
 
@@ -422,11 +421,11 @@ class Deployment(Strict):
     replicas: Count = 1
     router: Routing = "least_loaded"
     routers: dict[str, Routing] = Field(default_factory=dict)
-    handover: HandoverSpec | None = None
-    prices: dict[str, Price] | None = None
-    autoscaler: AutoscalerSpec | None = None
-    faults: FaultsSpec | None = None
-    cards: dict[str, CardSpec] | None = None
+    handover: Annotated[HandoverSpec, Late()] | None = None
+    prices: dict[str, Annotated[Price, Late()]] | None = None
+    autoscaler: Annotated[AutoscalerSpec, Late()] | None = None
+    faults: Annotated[FaultsSpec, Late()] | None = None
+    cards: dict[str, Annotated[CardSpec, Late()]] | None = None
 
     @property
     def routings(self) -> dict[tuple[str, ...], RouterSpec]:
@@ -518,12 +517,12 @@ class Experiment(Strict):
     pipeline: PipelineSpec
     workload: Workload
     slo: SLOSpec
-    budget: BudgetSpec = BudgetSpec()
+    budget: BudgetSpec = BudgetSpec.model_construct()
     policy: PolicySpec
     deployment: Deployment
-    system: System = System()
-    time: Time = Time()
-    records: Records = Records()
+    system: System = System.model_construct()
+    time: Time = Time.model_construct()
+    records: Records = Records.model_construct()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property

@@ -3,8 +3,6 @@
 Lengths are in tokens. See docs/guides/language-models.md.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Annotated, Any, Literal
 

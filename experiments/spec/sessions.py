@@ -3,8 +3,6 @@
 Times are in seconds. See docs/guides/sessions.md.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field

@@ -1,8 +1,6 @@
 """The shapes of requests to a diffusion model: their sizes, and what else batches go by; and what may be done with
 their steps."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

@@ -7,8 +7,6 @@
 1403
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

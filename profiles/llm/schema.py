@@ -1,7 +1,5 @@
 """What a profile file may say about a language model: prefill and decode, in seconds by tokens."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Annotated, Literal, Self
 

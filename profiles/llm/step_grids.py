@@ -12,8 +12,6 @@ and on how long they are. Where kernels, or steps, were measured at a grid of th
 0.003
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from bisect import bisect_right

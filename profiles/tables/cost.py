@@ -1,7 +1,5 @@
 """A cost: a measured term that is no latency table, in one or more of five forms."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from datetime import datetime

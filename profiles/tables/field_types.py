@@ -1,10 +1,11 @@
 """What every part of a profile file is made of."""
 
-from __future__ import annotations
+# No module with models has annotations from __future__: pydantic would compile the text of each at every start.
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StrictFloat, StrictInt, StrictStr
+from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
@@ -34,3 +35,12 @@ class Fault(ValueError):
     def __init__(self, what: str, path: tuple[str, ...] = (), right: str | None = None) -> None:
         super().__init__(what)
         self.what, self.path, self.right = what, path, right
+
+
+class Late:
+    """Marks a part that most files leave out (``Annotated[TokenData, Late()] | None``): what checks it is made when a
+    file has it, for to make all of them is a thirtieth of a short run. What is wrong in it is told as of any other
+    part."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_plain_validator_function(source.model_validate)

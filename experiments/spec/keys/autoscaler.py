@@ -1,7 +1,5 @@
 """What an experiment file says of replicas that come and go (docs/guides/autoscaling.md)."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag

@@ -1,7 +1,5 @@
 """What an experiment file says of workers and devices that fail (docs/guides/faults.md)."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,6 +1,6 @@
 """What every part of an experiment file is made of."""
 
-from __future__ import annotations
+# No module with models has annotations from __future__: pydantic would compile the text of each at every start.
 
 from typing import Annotated
 

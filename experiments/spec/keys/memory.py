@@ -1,9 +1,7 @@
 """What an experiment file says of a card whose memory several models share (docs/guides/placement.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -29,7 +27,7 @@ class CardSpec(Strict):
     loaded: list[str] | None = None
     stay: NotNegative = 0.0
 
-    def renamed(self, names: Mapping[str, str]) -> CardSpec:
+    def renamed(self, names: Mapping[str, str]) -> Self:
         """The same of devices with other *names*."""
         changed = {
             "devices": [names[name] for name in self.devices],

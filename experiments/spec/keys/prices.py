@@ -1,7 +1,5 @@
 """What an experiment file says of the price and the power of a device (docs/guides/cost.md)."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

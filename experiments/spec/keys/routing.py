@@ -1,8 +1,6 @@
 """What an experiment file says of which of several workers a request goes to (docs/guides/routing.md), and of how
 prompts get from workers that prefill to workers that decode (docs/guides/prefill-decode.md)."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag

@@ -3,8 +3,6 @@
 See docs/guides/loads-over-time.md, and `servetwin.experiments.workload.schedules` for how arrivals are drawn.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from ...registry.catalog import MEASURED
@@ -35,14 +35,25 @@ class Recorded:
     """
 
     source: str
-    runs: tuple[Facts, ...]
+    systems: frozenset[System]
     gap: Range | None
     undated: Range | None
     scored: int
+    #: What is kept of the runs, by what they have in common.
+    kept: tuple[tuple[dict[str, Any], list[str], list[Any]], ...]
 
-    @property
-    def systems(self) -> frozenset[System]:
-        return frozenset(system for run in self.runs for system in run.systems)
+    @cached_property
+    def runs(self) -> tuple[Facts, ...]:
+        """The facts of each run; made when they are wanted, for a result is held against one recording or a few."""
+        found = []
+        for said, names, rows in self.kept:
+            for row in rows:
+                ranges = {
+                    name: (value, value) if not isinstance(value, list) else (value[0], value[1])
+                    for name, value in zip(names, row, strict=True)
+                }
+                found.append(Facts(**said, ranges=ranges))
+        return tuple(found)
 
 
 @cache
@@ -56,19 +67,16 @@ def read(content: dict[str, Any]) -> tuple[Recorded, ...]:
     systems = [System(*entry) for entry in content["systems"]]
     found = []
     for source, entry in content["recordings"].items():
-        by_system: dict[tuple[tuple[str, str], ...], list[Facts]] = {}
+        by_system: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, Any], list[str], list[Any]]]] = {}
         for setup, names, rows in entry["runs"]:
             own = tuple(systems[number] for number in setup["systems"])
             said = {**setup, "systems": own, "special": tuple(setup["special"])}
             kind = tuple(dict.fromkeys(system.kind for system in own))
-            for row in rows:
-                ranges = {
-                    name: (value, value) if not isinstance(value, list) else (value[0], value[1])
-                    for name, value in zip(names, row, strict=True)
-                }
-                by_system.setdefault(kind, []).append(Facts(**said, ranges=ranges))
+            by_system.setdefault(kind, []).append((said, names, rows))
         gap, undated = (tuple(gap) if (gap := entry[key]) else None for key in ("gap", "undated"))
-        found += [Recorded(source, tuple(runs), gap, undated, entry["scored"]) for runs in by_system.values()]
+        for alike in by_system.values():
+            used = frozenset(system for said, _, _ in alike for system in said["systems"])
+            found.append(Recorded(source, used, gap, undated, entry["scored"], tuple(alike)))
     return tuple(found)
 
 

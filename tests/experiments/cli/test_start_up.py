@@ -43,6 +43,30 @@ def test_a_run_loads_nothing_that_only_other_commands_need(workload: str):
     assert loaded & FOR_OTHERS == set()
 
 
+MADE = """
+import sys
+from servetwin.experiments.cli import main
+try:
+    main()
+finally:
+    from servetwin.experiments.spec import experiment, llm
+    from servetwin.experiments.spec.keys import autoscaler, faults
+    from servetwin.profiles.llm import schema
+    for module in (experiment, llm, autoscaler, faults, schema):
+        for name, kind in vars(module).items():
+            if getattr(kind, "__pydantic_complete__", False):
+                print(name, file=sys.stderr)
+"""
+
+
+def test_what_checks_parts_that_a_file_leaves_out_is_not_made():
+    command = [sys.executable, "-c", MADE, "run", "dit-s2-256-rtx4090", "--requests", "20"]
+    made = set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.split())
+    assert "Experiment" in made
+    late = {"EngineSpec", "AutoscalerSpec", "FaultsSpec", "RequestClass", "SessionsSpec", "Lengths", "TokenData"}
+    assert made & {*late, "BudgetSpec", "System", "Time", "Records"} == set()
+
+
 WORDS = st.text("abcdefghij 0123456789.,%+-", max_size=12).map(str.strip)
 
 
