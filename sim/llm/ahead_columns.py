@@ -95,31 +95,17 @@ class AheadColumns(ColumnRequests):
     def go_on(self, step: Step, now: float) -> float | None:
         """Go on from *now*, when the policy has decided *step*, that all decode. Gives the time at which it is to be
         asked again; else as `AheadRuns.go_on`."""
-        engine, client = self.engine, self.client
-        view = engine.view
+        engine, standing = self.engine, step.standing
         if (
-            step.repeat is None
-            or step.repeat.longest < NEVER
-            or type(step.standing) not in (bool, Fill)
-            or not step.standing
-            or view.waiting
-            or view.decoding != len(view.running)
+            not standing
+            or not self.given(step)
             or not engine.steady()
             or not engine.affordable(1)
-            or not self.lane.take_out(client.timer)
+            or not self.lane.take_out(self.client.timer)
         ):
             return self.runs.go_on(step, now) if self.tell is None else None  # where each step is recorded
         self.open(step, flying=1)
-        try:
-            now = self.run(step.standing, now)
-        except BaseException:
-            self.record()
-            if self.records is not None:  # what has ended is to be found in the records
-                self.records.write()
-            raise
-        row = self.source.row
-        client.wait(self.source.request(row) if row is not None else None)
-        return now
+        return self.until_asked(lambda: self.run(standing, now))
 
     # -- the host -----------------------------------------------------------------------------------------
 

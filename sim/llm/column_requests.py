@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,31 @@ class ColumnRequests:
             self.first, arrival, prompt, limit, output, name = row
             self._add([arrival], [prompt], [limit], [output], [name])
             self._read()
+
+    def given(self, step: Step) -> bool:
+        """Whether *step* gives a word that stands, while all who are here decode and nobody waits."""
+        view = self.engine.view
+        return (
+            step.repeat is not None
+            and step.repeat.longest >= NEVER
+            and type(step.standing) in (bool, Fill)
+            and not view.waiting
+            and view.decoding == len(view.running)
+        )
+
+    def until_asked(self, run: Callable[[], float]) -> float:
+        """Go on by *run*, which gives the time at which the policy is to be asked again; the client then waits for
+        what comes next."""
+        try:
+            later = run()
+        except BaseException:
+            self.record()
+            if self.records is not None:  # what has ended is to be found in the records
+                self.records.write()
+            raise
+        row = self.source.row
+        self.client.wait(self.source.request(row) if row is not None else None)
+        return later
 
     def _read(self) -> None:
         self._add(*self.source.read(self.ahead))

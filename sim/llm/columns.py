@@ -157,35 +157,22 @@ class Columns(ColumnRequests):
 
     def go_on(self, step: Step, now: float) -> float | None:
         """As `run`, if that is possible, and the client then waits for what comes next; else None."""
-        engine, client = self.engine, self.client
-        view = engine.view
+        engine, standing, repeat = self.engine, step.standing, step.repeat
         if (
-            step.repeat is None
-            or step.repeat.longest < NEVER
-            or type(step.standing) not in (bool, Fill)
-            or view.waiting
+            not self.given(step)
             or engine.worker.inbox
-            or not view.decoding
-            or view.decoding != len(view.running)
+            or not engine.view.decoding
             or engine.swapped
             or engine.preempted
             or engine.stale
             or engine.loop.stopped
             or not engine.affordable(1)
-            or not self.calendar.take_out(client.timer)
+            or not self.calendar.take_out(self.client.timer)
         ):
             return None
+        assert repeat is not None
         self.open(step)
-        try:
-            later = self.run(step.standing, step.repeat, now)
-        except BaseException:
-            self.record()
-            if self.records is not None:  # what has ended is to be found in the records
-                self.records.write()
-            raise
-        row = self.source.row
-        client.wait(self.source.request(row) if row is not None else None)
-        return later
+        return self.until_asked(lambda: self.run(standing, repeat, now))
 
     def run(self, rule: bool | Fill, repeat: Repeat, now: float) -> float:
         """Go on from *now* by *rule*, which stands for all steps, while nobody waits; *repeat* was said of steps in
