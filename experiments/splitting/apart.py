@@ -20,8 +20,6 @@ from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.routing import Router
 from servetwin.core.serving.dispatch import state_of
-from servetwin.sim.fleets.fed_engine import Whole
-from servetwin.sim.fleets.side_by_side import SideBySide
 from servetwin.sim.llm.columns import play
 from servetwin.sim.llm.request_columns import TokenColumns
 
@@ -118,6 +116,10 @@ def side_by_side(run: Built) -> bool:
         or why_whole(run, looked_at=True) is not None
     ):
         return False
+    # Loaded where it is used: most runs have no routers.
+    from servetwin.sim.fleets.fed_engine import Whole
+    from servetwin.sim.fleets.side_by_side import SideBySide
+
     (chosen,) = routings.values()
     workers, executor = run.remake()
     source, summary = run.redraw(), run.recorder.summary
@@ -131,7 +133,7 @@ def side_by_side(run: Built) -> bool:
             source,
             lambda worker: TokenSummary({worker.stage.name: cast("TokenDeadlines | None", worker.view.slo)}),
         )
-        each.play()
+        each.play(summary.outcomes)
     except (Whole, ServeTwinError):  # what is wrong is told where it happens in the ordinary course
         return False
     each.count(summary)

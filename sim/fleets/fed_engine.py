@@ -23,8 +23,9 @@ from ..llm.lane import NEVER, TokenLane
 from ..llm.request_columns import TokenColumns
 
 
-class Whole(Exception):  # noqa: N818 - it is no error: the ordinary way is
-    """Numbers do not do for this run: a policy is to be asked again, or a router asks what is not kept."""
+class Whole(Exception):
+    """Numbers do not do for this run, and that is no error: a policy is to be asked again, or a router asks for what
+    is not kept."""
 
 
 class Alone(dict[tuple[int, int], float]):
@@ -46,22 +47,22 @@ class Alone(dict[tuple[int, int], float]):
 
 
 class FedEngine(Columns):
-    """The engine of *worker*, whose requests `feed` gives it; *weighs*: it is asked for `left`.
+    """An engine on *lane*, whose requests `feed` gives it.
 
-    *source* has no requests, but says what they have in common. Requests have numbers here, in the order in which
-    they were fed.
+    *source* has no requests, so that *client* sends none, but says what they have in common. Requests have numbers
+    here, in the order in which they were fed.
     """
 
     __slots__ = (
         *("alone", "ended_many", "fed", "gathered", "gone", "head", "joined_upto", "now", "out"),
-        *("pass_on", "rows", "ticks_over", "weighs"),
+        *("pass_on", "rows", "seconds", "ticks_over", "weighs"),
     )
 
     def __init__(
-        self, engine: TokenEngine, lane: TokenLane, source: TokenColumns, alone: Alone, *, weighs: bool
+        self, engine: TokenEngine, lane: TokenLane, client: Client, source: TokenColumns, alone: Alone
     ) -> None:
-        super().__init__(engine, lane, source, Client(engine.loop, source))
-        self.alone, self.weighs = alone, weighs
+        super().__init__(engine, lane, source, client)
+        self.alone, self.weighs = alone, False  # the latter: whether it is to be asked for `left`
         self.pass_on: Generator[Left, None, Left] | None = None
         self.fed = self.ended_many = 0
         self.gathered = 0  # so many of those that have ended and are not noted are in *gone*
@@ -74,6 +75,7 @@ class FedEngine(Columns):
         #: Of those who decode, by number: what they may generate and the tick before their first token; prompt and
         #: what they may generate.
         self.rows: dict[int, tuple[int, int]] = {}
+        self.seconds: list[float] | None = None  # what `left` gives, until a step ends
 
     def begin(self, step: Step) -> None:
         """Nobody is here, and *step* is what the policy says then. Raises `Whole` if that stands for no others."""
@@ -98,6 +100,8 @@ class FedEngine(Columns):
         self.lengths.append(min(limit, output))
         self.edge += 1
         self.fed += 1
+        if self.seconds is not None:
+            self.seconds.append(self.alone[prompt, limit])
         return self.here() == 1
 
     def come(self, tail: int, until: float, head: int) -> tuple[int, int]:
@@ -125,6 +129,7 @@ class FedEngine(Columns):
         gone, self.gone = self.gone, []
         self.out = {number: last for number, when, last in gone if when == now}
         self.ended_many += len(gone)
+        self.seconds = None
         if self.weighs:
             self._weigh(tick, {number for number, when, _ in gone if when < now})
         if not decoding and self.head == self.fed and not self.out:
@@ -133,6 +138,7 @@ class FedEngine(Columns):
 
     def settle(self) -> None:
         """The step under way is over."""
+        self.seconds = None
         if self.weighs:
             rows = self.rows
             for number in range(self.joined_upto, self.head):
@@ -184,6 +190,11 @@ class FedEngine(Columns):
     def left(self) -> list[float]:
         """The seconds that each request here still takes alone, in the order in which they were sent: as
         `servetwin.core.llm.serving.worker.TokenWorker.seconds_left`."""
+        if self.seconds is None:
+            self.seconds = self._left()
+        return self.seconds
+
+    def _left(self) -> list[float]:
         if not self.weighs:
             raise Whole
         alone, first, prompts, limits = self.alone, self.first, self.prompts, self.limits

@@ -10,16 +10,18 @@ began before the request before was sent comes before the request, that of one t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from servetwin.core import Recorder, ServingLoop, Summary
+from servetwin.core import Outcome, Recorder, ServingLoop, Summary
 from servetwin.core.llm import TokenRequest
 from servetwin.core.llm.metrics import TokenSummary
 from servetwin.core.llm.serving.engine import TokenEngine
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.routing import Router, WorkerState
+from servetwin.core.serving.client import Client
 
 from ..llm.columns import fits
 from ..llm.lane import NEVER
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 #: So many requests are read at a time.
 READ = 1024
+#: After so many it is told how many have ended.
+TELL = 16 * READ
 
 
 class SideBySide:
@@ -64,7 +68,7 @@ class SideBySide:
             if type(engine) is not TokenEngine or engine.booked or not fits(loop, executor, none):
                 raise Whole
             number, alone = alike.setdefault(worker.alike(), (place, Alone(worker)))
-            fed = FedEngine(engine, executor.token_lane(worker), none, alone, weighs=True)
+            fed = FedEngine(engine, executor.token_lane(worker), Client(loop, none), none, alone)
             self.loops.append(loop)
             self.engines.append(fed)
             self.states.append(self._state(worker, fed, number))
@@ -87,8 +91,19 @@ class SideBySide:
 
         return WorkerState(**shown(worker, engine, alone=seconds, watch=watch, alike=lambda: number))
 
-    def play(self) -> None:
-        """Send all requests, and let time pass until all have ended."""
+    def play(self, ended: Counter[Outcome]) -> None:
+        """Send all requests, and let time pass until all have ended. Meanwhile *ended*, which is empty, says now and
+        then how many have."""
+        try:
+            self._send(ended)
+        finally:
+            ended.clear()
+        for loop, engine in zip(self.loops, self.engines, strict=True):
+            engine.finish()
+            loop.look_over()
+            loop.check_ended()
+
+    def _send(self, ended: Counter[Outcome]) -> None:
         source, engines, states, route = self.source, self.engines, tuple(self.states), self.router.route
         places = {id(state): place for place, state in enumerate(states)}
         ends: list[tuple[float, int]] = []  # of steps under way, by when, and by engine
@@ -113,13 +128,13 @@ class SideBySide:
                     heappush(ends, (at, place))
                 moved = [place]
                 number += 1
-        for loop, engine in zip(self.loops, engines, strict=True):
-            engine.finish()
-            loop.look_over()
-            loop.check_ended()
+            if not number % TELL:
+                ended.clear()
+                for loop in self.loops:
+                    ended.update(loop.recorder.summary.outcomes)
 
     def _go_on(self, ends: list[tuple[float, int]], moved: list[int], at: float) -> None:
-        """Let those go on whose step is over when a request comes *at* that time; who they are is added to *moved*."""
+        """Let those go on whose step is over when a request comes *at* that time, and add them to *moved*."""
         engines, later = self.engines, []
         while ends and ends[0][0] <= at:
             when, place = heappop(ends)

@@ -199,18 +199,17 @@ class Columns(ColumnRequests):
         try:
             next(self.steps(rule, repeat, now))
         except StopIteration as over:
-            *stands, head, taken, tail = left = over.value
-            self._close(*stands)
+            left: Left = over.value
+            *stands, head, taken, tail = left
+            self._close(*stands)  # type: ignore[arg-type]
             self._objects(head, taken, min(tail, self.edge), tail)
             return left[0]
         raise AssertionError("all that come are known")
 
     def steps(self, rule: bool | Fill, repeat: Repeat, now: float) -> Generator[Left, None, Left]:
         """The steps from *now* on: gives how the engine stands at the end of a step at *until* or later, before which
-        who comes is to be known, and in the end when the word has ended or nobody comes any more.
-
-        All that changes from step to step is in local variables, and calls are by request rather than by step.
-        """
+        who comes is to be known, and when the word has ended or nobody comes any more. (All that changes from step to
+        step is in local variables, and calls are by request rather than by step.)"""
         engine, lane = self.engine, self.lane
         mixed = isinstance(rule, Fill)
         pick, leave = chunks(self, rule) if isinstance(rule, Fill) else whole_prompts(self), leaves(self)
@@ -219,8 +218,8 @@ class Columns(ColumnRequests):
         free, context, decoding = engine.view.free_blocks, engine.view.context, engine.view.decoding
         tick, ready, counted, gaps = engine.ticks.count, lane.ready, self.counted, self.gaps
         arrivals, prompts, lengths = self.arrivals, self.prompts, self.lengths
-        admits, firsts, tell = self.admits, self.firsts, self.tell
-        edge, due, until, head, taken, tail = self.edge, arrivals[0], self.until, 0, 0, 0
+        admits, firsts, tell, until = self.admits, self.firsts, self.tell, self.until
+        edge, due, head, taken, tail = self.edge, arrivals[0], 0, 0, 0
         while True:
             if due <= now:
                 if now >= until:
