@@ -62,7 +62,7 @@ def test_katz(tmp_path: Path) -> None:
     ]
     path = written(tmp_path, "katz.json", json.dumps(rows))
     first, second = entries(path)
-    assert (first.line, first.arrival, first.work, first.said) == (1, 0.0, {}, {"tenant": "A"})
+    assert (first.line, first.arrival, first.work, first.said) == (2, 0.0, {}, {"tenant": "A"})
     assert (second.arrival, second.said) == (2.5, {"tenant": "B"})
     drawn = {"draw": "constant", "steps": 20}
     shape = {"draw": "trace", "size": "512x512"}
@@ -71,7 +71,7 @@ def test_katz(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="steps"):
         build(replayed(path, shape=shape))
     rows[1]["timestamp"] = "2024-11-15"
-    with pytest.raises(BadInput, match=r"katz\.json:1: timestamp: '2024-11-15' is no time"):
+    with pytest.raises(BadInput, match=r"katz\.json:2: timestamp: '2024-11-15' is no time"):
         [*entries(written(tmp_path, "katz.json", json.dumps(rows)))]
 
 
