@@ -34,7 +34,9 @@ def rows(path: Path) -> Iterator[Line]:
             found = json.load(file)
         except json.JSONDecodeError as error:
             raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-        except RecursionError as error:
+        except (UnicodeDecodeError, OSError):
+            raise
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"no valid JSON: {error}", where=str(path)) from None
     for number, row in enumerate(found, 1):
         stamp = row.get("timestamp") if isinstance(row, dict) else None
