@@ -100,7 +100,8 @@ def test_a_run_is_packed_with_both_clocks_put_together(tmp_path: Path):
          "input_toks": 20, "output_toks": 1},
     ]  # fmt: skip
     (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    facts = {"name": "a run", "source": "here", "engine": {}, "profile": "none"}
+    engine = replay_external.read(RTX4090).engine
+    facts = {"name": "a run", "source": "here", "engine": engine, "profile": "none"}
     replay_external.pack(tmp_path, facts, tmp_path / "external-a.json.gz")
     found = replay_external.read(tmp_path / "external-a.json.gz")
     assert found.requests == ((0.0, 10, 3), (2.0, 20, 1))
