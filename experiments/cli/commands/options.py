@@ -59,7 +59,12 @@ def hosts_of(experiment: Experiment, factors: str | None, backend: str) -> list[
         raise BadInput("the host is set already, by time.host", where="--host-factor", right="one of the two")
     from ...assembly.build import build
 
-    build(host_band.on_host(experiment, hosts[0]))  # what it cannot do is said before anything is served
+    try:
+        build(host_band.on_host(experiment, hosts[0]))  # what it cannot do is said before anything is served
+    except BadInput as error:
+        if error.where != "time.host":
+            raise
+        raise BadInput(error.what, where="--host-factor", right=error.right) from None
     return hosts
 
 

@@ -180,7 +180,8 @@ def _mean(host: float | HostFactors, rows: Sequence[dict[str, float | None]]) ->
 
 def verdict(found: Sequence[OnHost]) -> str:
     """Whether what holds the SLO hangs on the host."""
-    low, high = (of(found, key=lambda one: one.attainment) for of in (min, max))
+    high = max(found, key=lambda one: one.attainment)
+    low = min(reversed(found), key=lambda one: one.attainment)
     points = 100.0 * (high.attainment - low.attainment)
     span = f"{100 * high.attainment:.1f} % in time at {high.name}, {100 * low.attainment:.1f} % at {low.name}"
     if points < HANGS:

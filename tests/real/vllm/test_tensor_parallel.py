@@ -64,7 +64,7 @@ def engine():
 @pytest.fixture(scope="module")
 def profile(engine, tmp_path_factory):
     loads = [Load("vllm-v1", None, 256, 6, prompt=(20, 60), output=(8, 20))]
-    parts, intake = compose(engine, 5.0, 5.0, loads=loads, made_of=loads, cells=CELLS)
+    parts, intake = compose(engine, 14.0, 6.0, loads=loads, made_of=loads, cells=CELLS)
     facts = described(engine)
     content = file_content(
         section(parts, facts, {"file": "here"}, intake),
