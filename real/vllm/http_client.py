@@ -9,7 +9,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,12 +70,12 @@ async def _serve(server: Server, requests: list[Planned], model: str | None, how
     try:
         name = await model_of(server, model)
         zero = time.monotonic() + LEAD
-        served = await asyncio.gather(*(_one(server, name, planned, zero, how) for planned in requests))
+        served = await all_of(_one(server, name, planned, zero, how) for planned in requests)
     finally:
         server.close()
         await asyncio.sleep(0)  # in which what was closed is let go of
     lateness = [s.arrival - p.arrival for s, p in zip(served, requests, strict=True)]
-    return Run(list(served), [], lateness, [], time.monotonic() - zero)
+    return Run(served, [], lateness, [], time.monotonic() - zero)
 
 
 def serve_turns(
@@ -137,9 +137,24 @@ async def in_turns(
                 tasks.remove(task)
                 task.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        await ended(tasks)
     return served, lateness
+
+
+async def all_of(asking: Iterable[Coroutine[Any, Any, Served]]) -> list[Served]:
+    """What became of each. Where one fails, the others are ended before their servers are closed."""
+    tasks = [asyncio.create_task(one) for one in asking]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await ended(tasks)
+
+
+async def ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Give up those of *tasks* that go on, and wait until they have closed what they had open."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def model_of(server: Server, model: str | None) -> str:

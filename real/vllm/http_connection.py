@@ -98,6 +98,7 @@ class Server:
         self.host, self.path = str(where.hostname), where.path.rstrip("/")
         self.port = where.port or (443 if self.tls else 80)
         self._idle: list[Connection] = []
+        self._closed = False
 
     def shown(self, text: bytes) -> str:
         """The beginning of what the server says, in a line; a key that it gives back is left out."""
@@ -116,13 +117,14 @@ class Server:
             yield Answer(status, connection)
             done = await self._over(connection)
         finally:
-            if done:
+            if done and not self._closed:
                 self._idle.append(connection)
             else:
                 connection.close()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, and what answers still come on once they are over."""
+        self._closed = True
         while self._idle:
             self._idle.pop().close()
 

@@ -19,7 +19,7 @@ from servetwin.core.llm import TokenRequest, TokenTask
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.dispatch import Dispatcher
 
-from .http_client import LEAD, Wording, asked, in_turns, model_of, wording
+from .http_client import LEAD, Wording, all_of, asked, in_turns, model_of, wording
 from .http_connection import Server
 from .plan import Planned, Run, Served, SessionSender
 
@@ -216,9 +216,9 @@ async def _serve(
             await asyncio.sleep(max(0.0, front.zero + planned.arrival - time.monotonic()))
             return await _routed(servers, models, front, planned, shown[planned.id], how)
 
-        served = await asyncio.gather(*(one(planned) for planned in requests))
+        served = await all_of(one(planned) for planned in requests)
     lateness = [s.arrival - p.arrival for s, p in zip(served, requests, strict=True)]
-    return Run(list(served), [], lateness, [], front.now())
+    return Run(served, [], lateness, [], front.now())
 
 
 def named(urls: Sequence[str], workers: Sequence[Worker], where: str) -> dict[str, str]:

@@ -4,18 +4,17 @@ Whatever a file holds ends in one line that names it, with exit code 2, or in an
 that request, or ends the run in one line; a script fails only itself. Damages are drawn by seed (`mutations`).
 """
 
-import asyncio
 import gzip
 import json
 import os
 import random
 import shutil
-import threading
 from pathlib import Path
 
 import mutations
 import pytest
 from by_command import call, records, refused, summary
+from loop_servers import LoopServer
 from servetwin.core.installed import not_installed
 from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.real.tools.sandbox import Limits, confinement, run_script
@@ -227,45 +226,19 @@ def stream(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body
 
 
-class Answering:
-    """A server that answers the list of models with *models*, and each completion with *answer* of its tokens."""
+class Answering(LoopServer):
+    """A server that answers the list of models with *models*, and each completion with *answers* of its tokens."""
 
-    def __init__(self, models: bytes, answer) -> None:
-        self.models, self.answer = models, answer
-        self.up = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.main()), daemon=True)
+    def __init__(self, models: bytes, answers) -> None:
+        super().__init__()
+        self.models, self.answers = models, answers
 
-    async def main(self) -> None:
-        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self.up.set()
-        async with server:
-            await self.over.wait()
-
-    async def serve(self, reader, writer) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            size = int(head.lower().partition(b"content-length:")[2].split()[0])
-            body = await reader.readexactly(size)
-            if head.startswith(b"GET"):
-                writer.write(self.models)
-            else:
-                writer.write(self.answer(json.loads(body)["max_tokens"]))
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        assert self.up.wait(10)
-        return f"http://127.0.0.1:{self.port}"
-
-    def __exit__(self, *_) -> None:
-        self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join(10)
+    async def answer(self, reader, writer) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length:")[2].split()[0])
+        body = await reader.readexactly(size)
+        writer.write(self.models if head.startswith(b"GET") else self.answers(json.loads(body)["max_tokens"]))
+        await writer.drain()
 
 
 def asked(url: str, *more: object) -> tuple[object, ...]:
@@ -295,8 +268,8 @@ NO_MODELS = {
 @needs_h11
 @pytest.mark.parametrize("models", NO_MODELS.values(), ids=NO_MODELS)
 def test_22_a_server_that_is_none_ends_the_run_in_a_line(models, here) -> None:
-    with Answering(models, lambda n: b"") as url:
-        said = refused("run", *asked(url), says=("--url", "/v1/models"))
+    with Answering(models, lambda n: b"") as server:
+        said = refused("run", *asked(server.url), says=("--url", "/v1/models"))
     assert said.isprintable() or said.rstrip("\n").isprintable()
 
 
@@ -323,8 +296,8 @@ BAD_ANSWERS = {
 @pytest.mark.parametrize("case", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
 def test_22_a_bad_answer_fails_that_request(case, here) -> None:
     answer, word = case
-    with Answering(whole(MODELS), answer) as url:
-        requests, _ = records(*asked(url), out=here / "o")
+    with Answering(whole(MODELS), answer) as server:
+        requests, _ = records(*asked(server.url), out=here / "o")
     assert [r["outcome"] for r in requests] == ["failed"] * 3
     assert all(word in r["reason"] for r in requests), requests
 
@@ -332,15 +305,15 @@ def test_22_a_bad_answer_fails_that_request(case, here) -> None:
 @needs_h11
 @pytest.mark.parametrize("size", [1, 3, 7, 1000], ids=lambda size: f"22 case: chunks of {size}")
 def test_22_a_chunked_answer_is_an_answer(size, here) -> None:
-    with Answering(in_chunks(MODELS, size), lambda n: in_chunks(EVENT * n + DONE, size)) as url:
-        assert summary(*asked(url))["finished"] == 3
+    with Answering(in_chunks(MODELS, size), lambda n: in_chunks(EVENT * n + DONE, size)) as server:
+        assert summary(*asked(server.url))["finished"] == 3
 
 
 @needs_h11
 def test_22_a_server_that_says_nothing_does_not_hold_the_run(monkeypatch, here) -> None:
     monkeypatch.setattr(http_client, "PATIENCE", 0.3)
-    with Answering(whole(MODELS), lambda n: stream(b": keep alive\n\n") + EVENT * 0) as url:
-        requests, _ = records(*asked(url), out=here / "o")
+    with Answering(whole(MODELS), lambda n: stream(b": keep alive\n\n") + EVENT * 0) as server:
+        requests, _ = records(*asked(server.url), out=here / "o")
     assert {r["outcome"] for r in requests} == {"failed"}
 
 

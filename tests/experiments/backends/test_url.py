@@ -8,9 +8,9 @@ import resource
 import shutil
 import ssl
 import subprocess
-import threading
 
 import pytest
+from loop_servers import LoopServer
 from servetwin.core import BadInput
 from servetwin.core.llm import PromptContent
 
@@ -30,30 +30,17 @@ def chunk(body: bytes) -> bytes:
     return b"%x\r\n" % len(body) + body + b"\r\n"
 
 
-class Serving:
+class Serving(LoopServer):
     """A server as vLLM's: connections stay open, answers come in chunks. It wants *key*, if it is given one, and
     answers completions with what *answers* writes; *heads* are those that it was asked with, *opened* counts
     connections."""
 
     def __init__(self, key=None, tls=None, answers=None, models=b'{"data": [{"id": "m"}]}') -> None:
-        self.key, self.tls, self.models = key, tls, models
+        super().__init__(tls)
+        self.key, self.models = key, models
         self.answers = answers or self.tokens
         self.heads: list[bytes] = []
         self.opened = 0
-        self.writers: list[asyncio.StreamWriter] = []
-        self.up = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.main()), daemon=True)
-
-    async def main(self) -> None:
-        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=self.tls)
-        self.port = server.sockets[0].getsockname()[1]
-        self.up.set()
-        async with server:
-            await self.over.wait()
-            for writer in self.writers:  # of answers that have no end, say
-                writer.transport.abort()
-            await asyncio.sleep(0.01)  # in which they are let go of
 
     @staticmethod
     async def tokens(writer, asked) -> None:
@@ -61,38 +48,22 @@ class Serving:
             writer.write(chunk(EVENT))
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
-    async def serve(self, reader, writer) -> None:
+    async def answer(self, reader, writer) -> None:
         self.opened += 1
-        self.writers.append(writer)
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                self.heads.append(head)
-                size = int(head.lower().partition(b"content-length:")[2].split()[0])
-                asked = await reader.readexactly(size)
-                given = head.lower().partition(b"authorization: bearer ")[2].split(b"\r\n")[0]
-                if self.key is not None and given != self.key.encode().lower():
-                    writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
-                elif head.startswith(b"GET"):
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.models) + self.models)
-                else:
-                    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                    await self.answers(writer, json.loads(asked))
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
-            pass
-        finally:
-            writer.close()
-
-    def __enter__(self):
-        self.thread.start()
-        assert self.up.wait(10)
-        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join(10)
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.heads.append(head)
+            size = int(head.lower().partition(b"content-length:")[2].split()[0])
+            asked = await reader.readexactly(size)
+            given = head.lower().partition(b"authorization: bearer ")[2].split(b"\r\n")[0]
+            if self.key is not None and given != self.key.encode().lower():
+                writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+            elif head.startswith(b"GET"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.models) + self.models)
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                await self.answers(writer, json.loads(asked))
+            await writer.drain()
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +244,37 @@ def test_prompts_begin_alike_for_a_server_that_caches_and_it_says_what_it_found(
     assert salts[:3] == salts[:1] * 3
     assert (salts[4], "stream_options" in asked[4]) == (None, False)
     assert {served.outcome for served in (*run.requests, *again.requests, *plain.requests)} == {"finished"}
+
+
+def test_where_one_fails_nothing_stays_open():
+    """The others are given up, and their connections closed, also those of answers that end meanwhile."""
+    asked_for, still = [], []
+
+    def ids(planned: Planned) -> list[int]:
+        if planned.id == 3:
+            raise BadInput("no words for it")
+        return [1] * planned.prompt
+
+    class Watched(Server):
+        async def _asked(self, *a):
+            connection, status = await super()._asked(*a)
+            asked_for.append(connection)
+            return connection, status
+
+    async def slow(writer, asked) -> None:
+        writer.write(chunk(EVENT))
+        await writer.drain()
+        still.append(1)
+        await asyncio.sleep(0.3)
+
+    async def sent(url: str) -> None:
+        server = Watched(url)
+        with pytest.raises(BadInput, match="no words"):
+            await http_client._serve(server, SENT, None, http_client.Wording(ids))
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+        assert all(connection.writer.is_closing() for connection in asked_for)
+
+    with Serving(answers=slow) as server:
+        asyncio.run(sent(server.url))
+    assert len(asked_for) == 4  # the list of models, and three that had begun
+    assert still

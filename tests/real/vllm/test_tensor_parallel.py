@@ -5,6 +5,7 @@ launches, who waits for whom, and what comes to whom is as there.
 """
 
 import itertools
+import random
 
 import ahead
 import numpy as np
@@ -19,12 +20,20 @@ from servetwin.profiles import load
 from servetwin.profiles.tables.costs import BEGINS, LAUNCH, TOLD, TOLD_EACH
 from servetwin.real.vllm.engine import EngineOptions, VllmEngine
 from servetwin.real.vllm.launches.in_workers import apart
-from servetwin.real.vllm.profiling.compose import compose, described
-from servetwin.real.vllm.profiling.fitting.step_profile import section
-from servetwin.real.vllm.profiling.measuring.blind_traffic import Load
+from servetwin.real.vllm.profiling.compose import described
+from servetwin.real.vllm.profiling.fitting.step_profile import MEMORY, section
+from servetwin.real.vllm.profiling.measuring.blind_traffic import Load, play_loads
 from servetwin.real.vllm.profiling.measuring.compositions import Player
-from servetwin.real.vllm.profiling.measuring.device_steps import samples, steps_of
-from servetwin.real.vllm.profiling.measuring.step_cells import Beat, Cells, Part
+from servetwin.real.vllm.profiling.measuring.device_steps import all_samples, samples, steps_of
+from servetwin.real.vllm.profiling.measuring.step_cells import (
+    Beat,
+    Cells,
+    Limits,
+    Part,
+    decode_batches,
+    mixed_batches,
+    prompt_batches,
+)
 from servetwin.real.vllm.profiling.measuring.step_files import append, read
 from servetwin.real.vllm.profiling.profile_content import file_content
 
@@ -63,8 +72,19 @@ def engine():
 
 @pytest.fixture(scope="module")
 def profile(engine, tmp_path_factory):
+    options, player, rng = engine.options, Player(engine, watch=True), random.Random(1)
+    limits = Limits(options.max_batched_tokens, options.max_sequences, options.max_model_len, player.room)
+    rounds = (
+        *decode_batches(CELLS, limits, rng),
+        *prompt_batches(CELLS, limits, rng, chunks=True),
+        *mixed_batches(CELLS, limits, rng),
+    )
     loads = [Load("vllm-v1", None, 256, 6, prompt=(20, 60), output=(8, 20))]
-    parts, intake = compose(engine, 14.0, 6.0, loads=loads, made_of=loads, cells=CELLS)
+    with engine.undisturbed():
+        parts = [steps_of(player.play(part)) for part in rounds]
+        found = all_samples(parts, 0, MEMORY)
+        served, intake = play_loads(engine, player.clock, found, 5.0, lambda _: None, loads)
+    parts += served
     facts = described(engine)
     content = file_content(
         section(parts, facts, {"file": "here"}, intake),
