@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from servetwin.core import BadInput
+from servetwin.experiments.assembly import build
 from servetwin.experiments.backends.profile_llm import plan_for, text_of
 from servetwin.experiments.backends.vllm import VllmBackend
 from servetwin.experiments.registry.vllm_settings import settings_of
@@ -174,9 +175,9 @@ def test_a_run_is_served_and_simulated_by_such_a_profile(engine, profile, tmp_pa
     monkeypatch.setattr(backend, "_engine", lambda *_: engine)
     report = backend.run(experiment, tmp_path / "real")
     assert report.summary.finished == 40
-    assert report.host is not None
-    assert report.host["profile"] == "here/tiny-tp2"
-    assert all(0.02 < factor < 50.0 for factor in report.host["over_profile"].values())
+    assert report.steps > 40
+    assert report.host is None  # the profile has no graphs, and so no launches of graphs to hold these against
+    assert build.run(experiment, tmp_path / "sim").finished == 40
 
 
 def test_after_a_run_that_broke_off_the_workers_serve_the_next(engine):
