@@ -10,14 +10,14 @@ Requests name their class and tenant (`servetwin.core.request.Request`); those t
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from .arithmetic import float_sum
+from .arithmetic.samples import Distribution, Samples
 from .request import ActingTask, Outcome, Request
 
 
@@ -39,14 +39,14 @@ class Group:
 
     def __init__(self) -> None:
         self.outcomes: Counter[Outcome] = Counter()
-        self.e2el = array("d")
+        self.e2el = Samples()
         self.served: Counter[float] = Counter()  # service by the weight of who got it
         self.tokens: Tokens | None = None
 
     def ended(self, request: Request) -> None:
         self.outcomes[request.outcome] += 1  # type: ignore[index]
         if request.finished is not None:
-            self.e2el.append(request.finished - request.arrival)
+            self.e2el.recent.append(request.finished - request.arrival)
         self.served[request.weight] += sum([task.service for task in request.tasks])
 
     def ended_together(self, met: np.ndarray, e2el: np.ndarray, service: np.ndarray, weights: np.ndarray) -> None:
@@ -56,14 +56,14 @@ class Group:
         for outcome, many in ((Outcome.MET, kept), (Outcome.LATE, len(met) - kept)):
             if many:
                 self.outcomes[outcome] += many
-        self.e2el.frombytes(e2el.tobytes())
+        self.e2el.extend(e2el)
         for weight in set(weights.tolist()):
             self.served[weight] += int(service[weights == weight].sum())
 
     def merge(self, other: Group) -> None:
         """Count what *other* counted as well."""
         self.outcomes.update(other.outcomes)
-        self.e2el.extend(other.e2el)
+        self.e2el.merge(other.e2el)
         self.served.update(other.served)
         if other.tokens is not None:
             self.tokens = self.tokens or Tokens()
@@ -104,15 +104,15 @@ class Tokens:
     def __init__(self) -> None:
         self.output = self.on_time = 0
         self.deadlines = False  # whether tokens have any
-        self.ttft, self.tpot = array("d"), array("d")
+        self.ttft, self.tpot = Samples(), Samples()
 
     def merge(self, other: Tokens) -> None:
         """Count what *other* counted as well."""
         self.output += other.output
         self.on_time += other.on_time
         self.deadlines = self.deadlines or other.deadlines
-        self.ttft.extend(other.ttft)
-        self.tpot.extend(other.tpot)
+        self.ttft.merge(other.ttft)
+        self.tpot.merge(other.tpot)
 
     def as_dict(self, duration: float) -> dict[str, Any]:
         out: dict[str, Any] = {"total_output_tokens": self.output}
@@ -122,11 +122,11 @@ class Tokens:
         return out | _mean_and_p99("ttft", self.ttft) | _mean_and_p99("tpot", self.tpot)
 
 
-def _mean_and_p99(name: str, seconds: array[float]) -> dict[str, float | None]:
-    ms = np.sort(np.array(seconds)) * 1000.0  # sums do not hang on the order in which requests end
+def _mean_and_p99(name: str, seconds: Samples) -> dict[str, float | None]:
+    found = Distribution(seconds, (0.99,), 1000.0) if seconds else None
     return {
-        f"mean_{name}_ms": float(ms.mean()) if ms.size else None,
-        f"p99_{name}_ms": float(np.percentile(ms, 99)) if ms.size else None,
+        f"mean_{name}_ms": found.mean if found is not None else None,
+        f"p99_{name}_ms": found.quantiles[0] if found is not None else None,
     }
 
 
@@ -151,6 +151,13 @@ class Groups:
         for own, theirs in ((self.classes, other.classes), (self.tenants, other.tenants)):
             for name, group in theirs.items():
                 own.setdefault(name, Group()).merge(group)
+
+    def samples(self) -> Iterator[Samples]:
+        """All latencies that are kept."""
+        for group in (*self.classes.values(), *self.tenants.values()):
+            yield group.e2el
+            if group.tokens is not None:
+                yield from (group.tokens.ttft, group.tokens.tpot)
 
     def as_dict(self, duration: float) -> dict[str, Any]:
         """``classes``, ``tenants`` and, of two tenants or more, ``fairness``: Jain's index of their attainments, and

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import numpy as np
-
+from .arithmetic.samples import Distribution, Samples, Shelf
 from .group_metrics import Groups, StepQuality
 from .policy import Batch
 from .request import CUT_OFF, Outcome, Request
@@ -23,34 +21,23 @@ class Tally(Counter[T]):
     __delitem__ = dict.__delitem__  # type: ignore[assignment]
 
 
-def between(below: float, above: float, part: float) -> float:
-    """The value at *part* (0 to 1) of the way from *below* to *above*, to the bit as numpy's percentiles have it."""
-    step = above - below
-    return below + step * part if part < 0.5 else above - step * (1.0 - part)
-
-
-def quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """What these *shares* of *values* (at least one, none of them NaN) lie below: what ``numpy.percentile``
-    gives to the bit, which loads numpy's masked arrays to find it."""
-    last = len(values) - 1
-    places = [(int(last * share), last * share) for share in shares]
-    ranked = np.partition(values, sorted({rank for place, _ in places for rank in (place, min(place + 1, last))}))
-    return [
-        between(float(ranked[place]), float(ranked[min(place + 1, last)]), exact - place) for place, exact in places
-    ]
-
-
-def median(values: np.ndarray) -> float:
-    """The middle of *values*, or the mean of the two in the middle, to the bit as ``numpy.median`` has it."""
-    last = len(values) - 1
-    ranked = np.partition(values, sorted({last // 2, (last + 1) // 2}))
-    return float((ranked[last // 2] + ranked[(last + 1) // 2]) / 2.0)
-
-
 class Summary:
-    """Counts and latencies of a run, gathered as it goes; 8 bytes are kept per finished request."""
+    """Counts and latencies of a run, gathered as it goes; 8 bytes are kept per finished request, in a temporary file
+    where they are many."""
+
+    #: So many requests that finished are in memory with their latencies; beyond that these are put away.
+    most = 1 << 19
 
     def __init__(self) -> None:
+        self.held: list[
+            dict[str, Any]
+        ] = []  # where steps went beyond what was measured, by `servetwin.sim.time.out_of_range`
+        self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
+        self.quality: StepQuality | None = None  # where policies may do something with steps
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been counted."""
         self.outcomes: Counter[Outcome] = Tally()
         self.requests = 0
         self.cut_off = 0  # of the failed, those that the end of the run cut off
@@ -58,14 +45,9 @@ class Summary:
         self.first_arrival: float | None = None
         self.last_arrival = 0.0
         self.last_end = 0.0
-        self.e2el = array("d")
-        self.held: list[
-            dict[str, Any]
-        ] = []  # where steps went beyond what was measured, by `servetwin.sim.time.out_of_range`
+        self.e2el = Samples()
         self.sizes: dict[str, Counter[int]] = {}  # worker -> batch size -> iterations (whole batches count once)
-        self.input: dict[str, Any] = {}  # what is to be said of the requests that were sent: what was cut, say
         self.groups = Groups()  # by class and tenant, where requests name them
-        self.quality: StepQuality | None = None  # where policies may do something with steps
 
     def arrived(self, request: Request) -> None:
         self.requests += 1
@@ -81,7 +63,10 @@ class Summary:
             elif request.reason:
                 self.failures[request.reason] += 1
         if request.finished is not None:
-            self.e2el.append(request.finished - request.arrival)
+            recent = self.e2el.recent
+            recent.append(request.finished - request.arrival)
+            if len(recent) >= self.most:
+                self.put_away()
         if request.class_name or request.tenant:
             for group in self.groups.of(request):
                 group.ended(request)
@@ -107,10 +92,28 @@ class Summary:
         self.first_arrival = min(began, default=None)
         self.last_arrival = max(self.last_arrival, other.last_arrival)
         self.last_end = max(self.last_end, other.last_end)
-        self.e2el.extend(other.e2el)
+        self.e2el.merge(other.e2el)
         for worker, sizes in other.sizes.items():
             self.sizes.setdefault(worker, Tally()).update(sizes)
         self.groups.merge(other.groups)
+        if len(self.e2el.recent) >= self.most:
+            self.put_away()
+
+    def hand_over(self, to: Summary) -> None:
+        """Let *to* count what was counted here (`merge`), and begin anew."""
+        to.merge(self)
+        self._begin()
+
+    def put_away(self) -> None:
+        """Keep all latencies so far in a temporary file."""
+        shelf = Shelf()
+        for samples in self._samples():
+            samples.put_away(shelf)
+
+    def _samples(self) -> Iterator[Samples]:
+        """All latencies that are kept."""
+        yield self.e2el
+        yield from self.groups.samples()
 
     @property
     def met(self) -> int:
@@ -142,8 +145,6 @@ class Summary:
         """
         start = self.first_arrival or 0.0
         duration = self.last_end - start
-        # In order of size: sums then have the same last digits whichever request ended first.
-        e2el = np.sort(np.frombuffer(self.e2el, dtype=float)) * 1000.0 if self.e2el else np.array([])
         out: dict[str, Any] = {"requests": self.requests}
         out.update({o.value: self.outcomes[o] for o in Outcome})
         if self.cut_off:
@@ -159,8 +160,9 @@ class Summary:
         out["request_goodput"] = self.met / duration if duration > 0 else None
         names = ("mean_e2el_ms", "median_e2el_ms", "std_e2el_ms", "p90_e2el_ms", "p99_e2el_ms")
         times: list[Any] = [None] * len(names)
-        if e2el.size:
-            times = [float(e2el.mean()), median(e2el), float(e2el.std()), *quantiles(e2el, (0.9, 0.99))]
+        if self.e2el:
+            e2el = Distribution(self.e2el, (0.9, 0.99), 1000.0)
+            times = [e2el.mean, e2el.median, e2el.std(), *e2el.quantiles]
         out.update(zip(names, times, strict=True))
         out["workers"] = {
             worker: {

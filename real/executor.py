@@ -29,7 +29,7 @@ from .client import END, PACKET, Client
 from .cpu_affinity import PinnedCore
 from .diffusion.device_slots import DeviceSlots, HandOver
 from .diffusion.lanes import Lane, Sink, StreamLane, ThreadLane
-from .diffusion.process_lane import ProcessLane, RemoteSlots
+from .diffusion.process_lane import ProcessLane, RemoteSlots, Started
 from .tools.script_tool import Call, ScriptTool, ToolLane
 
 #: Seconds from planning a run until its clock stands at 0: the client must be ready by then.
@@ -56,8 +56,11 @@ class Timer:
 class RealExecutor:
     """Runs batches on the slots of *by_device* (by the worker's device), and calls of *tools* (by the pool's name).
 
-    `play` serves one run. With *pinned* the thread that polls a GPU moves to an undisturbed core.
+    `play` serves one run. With *pinned* the thread that polls a GPU moves to an undisturbed core. Workers in
+    processes of their own may fail: it is a `servetwin.core.faults.faulty_executor.Breakable`.
     """
+
+    starts = True
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class RealExecutor:
         self._listens = False  # whether something is heard of beside what is polled
         self.hand_overs: dict[tuple[str, str], list[HandOver]] = {}  # from which device to which
         self.broken: Worker | None = None  # whose lane ended the run
+        self.restarts: dict[str, list[float]] = {}  # seconds until each could serve, by worker
 
     # -- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -197,6 +201,45 @@ class RealExecutor:
     def when_settled(self, callback: Callable[[], None]) -> bool:
         return False
 
+    # -- what faults ask for ------------------------------------------------------------------------------
+
+    def abort(self, worker: Worker) -> float:
+        """Kill the process of *worker*; gives when its batch began (now, if it has none)."""
+        lane = self._of_its_own(worker)
+        began = self.now()
+        if lane.batch is not None:
+            began = lane.batch.start
+            self.running -= 1
+            if lane.polled:
+                self.busy.remove(lane)
+        lane.kill()
+        return began
+
+    def set_slowdown(self, worker: Worker, factor: float) -> None:
+        """Let the process of *worker* wait after each step, or (infinite) stop it."""
+        self._of_its_own(worker).slow(factor)
+
+    def start(self, worker: Worker, ready: Callable[[], None]) -> None:
+        """Start the process of *worker* again, which was killed; call *ready* when it is warmed up."""
+        lane = self._of_its_own(worker)
+        self.lanes[worker] = self._named[worker.name] = lane.remote.begin_again(lane, ready)
+        self._listens = True
+
+    def _of_its_own(self, worker: Worker) -> ProcessLane:
+        lane = self.lanes[worker]
+        assert isinstance(lane, ProcessLane)  # the server has seen to that
+        return lane
+
+    def _is_started(self, what: Started, problem: object) -> None:
+        if what.lane.dead:
+            return
+        if isinstance(problem, BaseException):
+            self.broken = what.lane.worker
+            raise problem
+        what.lane.starts = False
+        self.restarts.setdefault(what.lane.worker.name, []).append(what.seconds)
+        what.ready()
+
     # -- a run ------------------------------------------------------------------------------------------
 
     def forget(self, request: int) -> None:
@@ -267,8 +310,11 @@ class RealExecutor:
                 self._ring()
             if self._listens and not self.heard.empty():
                 what, problem = self.heard.get()
-                assert isinstance(what, Call | Lane)
-                self._over(what, problem)
+                if isinstance(what, Started):
+                    self._is_started(what, problem)
+                else:
+                    assert isinstance(what, Call | Lane)
+                    self._over(what, problem)
             try:
                 packet = recv(PACKET.size)
             except BlockingIOError:
@@ -278,7 +324,8 @@ class RealExecutor:
                     self.spare()
                     if pinned is not None and not busy:
                         pinned.look()
-                    if inlet.closed and not self.running and loop.live and not timers and self.heard.empty():
+                    idle = inlet.closed and not self.running and loop.live and not timers
+                    if idle and self.heard.empty() and not self._starts():
                         self._tell_stuck(loop)
                 continue
             inlet.take(packet)
@@ -289,7 +336,7 @@ class RealExecutor:
         while not (inlet.closed and not self.running and not loop.live):
             wait = max(0.0, self.timers[0][0] - self.now()) if self.timers else None
             moves = self.running > sum(self.still.values()) or self._waiting or not self.heard.empty()
-            if wait is None and inlet.closed and not moves:
+            if wait is None and inlet.closed and not moves and not self._starts():
                 self._tell_stuck(loop)
             try:
                 what, problem = self.heard.get(timeout=wait)
@@ -301,10 +348,16 @@ class RealExecutor:
                 self.spare()
             elif isinstance(what, Standstill):
                 what.finish()
+            elif isinstance(what, Started):
+                self._is_started(what, problem)
             elif isinstance(what, bytes):
                 inlet.take(what)
             if self.timers and self.timers[0][0] <= self.now():
                 self._ring()
+
+    def _starts(self) -> bool:
+        """Whether a worker is being started again."""
+        return any(isinstance(lane, ProcessLane) and lane.starts for lane in self.lanes.values())
 
     def _tell_stuck(self, loop: ServingLoop) -> NoReturn:
         """Nothing is left to happen, and requests have not ended."""
@@ -314,6 +367,8 @@ class RealExecutor:
 
     def _over(self, what: Lane | Call | Answer, problem: object) -> None:
         """A lane's batch or a call is over."""
+        if isinstance(what, Lane) and what.dead:
+            return  # it was killed since
         self.running -= 1
         if isinstance(problem, BaseException):
             if isinstance(what, Lane):

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -24,9 +25,12 @@ from servetwin.core import (
     Shape,
     Stage,
     Summary,
+    Task,
     Worker,
 )
 from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.faults.faults import Faults
+from servetwin.core.request import Place
 from servetwin.core.serving.pool import Pool
 
 from .cpu_affinity import pinned_core
@@ -39,6 +43,9 @@ from .diffusion.options import Options
 from .diffusion.process_lane import RemoteSlots
 from .executor import RealExecutor
 from .tools.script_tool import ScriptTool
+
+#: The key of experiments that says who fails.
+FAULTS = "deployment.faults"
 
 
 @dataclass
@@ -54,6 +61,7 @@ class Spell:
     leaves: int
     shape: Shape | None = None  # of its requests
     reused: int = 0  # of its requests, those whose network stood still
+    lost: bool = False  # it was cut off, or its worker failed between two batches
 
 
 class Log(Recorder):
@@ -72,12 +80,21 @@ class Log(Recorder):
         self.spells: list[Spell] = []
         self.unwritten: list[Batch | tuple[Request, float]] = []
 
+    @property
+    def attempts(self) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+        """Those of *inner*, which writes them."""
+        return self.inner.attempts
+
+    @attempts.setter
+    def attempts(self, attempts: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+        self.inner.attempts = attempts
+
     def arrived(self, request: Request) -> None:
         self.inner.arrived(request)
 
     def ended(self, request: Request, now: float) -> None:
         self.unwritten.append((request, now))
-        if _flying(request):
+        if request.id in self.inner.attempts or _flying(request):
             self.write()  # what a batch in flight does to it is no part of its record
         if self.executor is not None:
             self.executor.forget(request.id)
@@ -95,6 +112,9 @@ class Log(Recorder):
         batch.tasks = tuple(batch.tasks)  # the policy may go on with its list
         if self.passes_batches:
             self.unwritten.append(batch)
+        if batch.lost:
+            self.write()  # before its worker is told of as failed
+            return
         self.spells.append(
             Spell(
                 batch.worker.name,
@@ -108,6 +128,18 @@ class Log(Recorder):
                 len(batch.reused),
             )
         )
+
+    def failed(self, place: Place, now: float) -> None:
+        self.write()
+        self.spells.append(Spell(place.name, now, now, 0, 0, 0, 0, lost=True))
+        self.inner.failed(place, now)
+
+    def batch_failed(self, batch: Batch, now: float) -> None:
+        self.write()
+        self.inner.batch_failed(batch, now)
+
+    def again(self, lost: Task, task: Task) -> None:
+        self.inner.again(lost, task)
 
 
 def _flying(request: Request) -> bool:
@@ -134,6 +166,7 @@ class Report:
     #: From one device to another ("gpu0 to gpu1"), in milliseconds: "ms" until all of a request was there, "host_ms"
     #: for how long the serving thread was busy with it.
     hand_overs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    restarts: dict[str, list[float]] = field(default_factory=dict)  #: seconds that each took, by worker
     moves: int | None = None  #: of the serving thread, to less disturbed cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,6 +180,8 @@ class Report:
             found["moves"] = self.moves
         if self.hand_overs:
             found["hand_overs"] = self.hand_overs
+        if self.restarts:
+            found["restarts"] = self.restarts
         return {**found, "tools": self.tools} if self.tools else found
 
 
@@ -168,7 +203,9 @@ class Server:
             return self.device_slots(device, shapes)
         slots = self.by_device.get(device)
         if not isinstance(slots, RemoteSlots):
-            slots = RemoteSlots(self.kind, self.options, self.options.torch_device(device))
+            actual = self.options.torch_device(device)
+            there = (s for s in self.by_device.values() if isinstance(s, RemoteSlots) and s.device == actual)
+            slots = next(there, None) or RemoteSlots(self.kind, self.options, actual)
             self.by_device[device] = slots
         if shapes is not None:
             slots.lay_out(shapes)
@@ -231,6 +268,7 @@ class Server:
             }
         if executor.pinned is not None:
             found.moves = executor.pinned.moves
+        found.restarts = executor.restarts
         found.tools = {name: tool.told() for name, tool in executor.tools.items()}
         return found
 
@@ -249,14 +287,16 @@ class Server:
         served = [worker for worker in workers if not isinstance(worker, Pool)]
         shapes = list(dict.fromkeys(shape for worker in served for shape in limits_of(worker)))
         by_device = {name: self.place(name, shapes) for name in dict.fromkeys(w.device for w in served)}
-        if self.options.processes and len(by_device) > 1:
-            what = f"workers in processes of their own on {len(by_device)} devices"
+        devices = dict.fromkeys(by_device.values())  # several may be the same
+        if self.options.processes and len(devices) > 1 and _passes_on(by_device, served):
+            what = f"workers in processes of their own on {len(devices)} devices, between which requests go"
             raise BadInput(what, right="one device, or all workers in one process")
+        _may_fail(by_device, served, wiring.get("fleet"))
         executor = RealExecutor(by_device, sink, tools, self.pinned)
         try:
             for worker in workers:
                 executor.add(worker)
-            for slots in by_device.values():
+            for slots in devices:
                 slots.reset()
                 if isinstance(slots, RemoteSlots):
                     slots.open()
@@ -268,6 +308,7 @@ class Server:
             raise
         log.executor = executor
         executor.spare = log.write
+        executor.zero = time.monotonic()  # what is planned now is planned for a run that begins
         return executor, ServingLoop(stages, workers, executor, log, **wiring)
 
     def describe(self) -> dict[str, Any]:
@@ -290,6 +331,30 @@ class Server:
     def execution(self, device: str) -> Execution:
         """How the loop's network is executed on the device that workers call *device*; no model is built for it."""
         return execution_of(self.options, self.kind, self.options.torch_device(device))
+
+
+def _may_fail(by_device: Mapping[str, DeviceSlots | RemoteSlots], workers: Sequence[Worker], fleet: Any) -> None:
+    """Let *workers* fail if *fleet* says so. Raises `BadInput` where they cannot."""
+    fails = isinstance(fleet, Faults)
+    for slots in by_device.values():
+        if isinstance(slots, RemoteSlots):
+            slots.fails = fails
+        elif fails:
+            what = "workers of one process cannot fail one by one"
+            raise BadInput(what, where=FAULTS, right="workers in processes of their own")
+    there = Counter(by_device[worker.device] for worker in workers)
+    for slots, count in there.items():
+        if fails and slots.gpu and count > 1:
+            what = f"{count} workers on {slots.device}: on a GPU the slots of all are lost with the first of them"
+            raise BadInput(what, where=FAULTS, right="one worker on each GPU (all modules in one), or --device cpu")
+
+
+def _passes_on(by_device: Mapping[str, DeviceSlots | RemoteSlots], workers: Sequence[Worker]) -> bool:
+    """Whether requests go from one device to another that is not the same."""
+    stages: dict[object, set[str]] = {}
+    for worker in workers:
+        stages.setdefault(by_device[worker.device], set()).add(worker.stage.name)
+    return len(set().union(*stages.values())) > 1
 
 
 def _meet(by_device: Mapping[str, DeviceSlots | RemoteSlots], workers: Sequence[Worker]) -> None:
@@ -335,6 +400,9 @@ def report(log: Log, lateness: Sequence[float]) -> Report:
     last: dict[str, Spell] = {}
     durations: dict[str, dict[tuple[str, int], list[float]]] = {}
     for spell in log.spells:
+        if spell.lost:
+            last.pop(spell.worker, None)
+            continue
         before = last.get(spell.worker)
         if before is not None and before.size > before.leaves:
             gaps.append((spell.start - before.end) * 1e3)

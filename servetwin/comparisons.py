@@ -110,7 +110,8 @@ def _entries(given: Path | Sweep, where: str) -> list[Entry]:
 
 def _metrics(details: dict[str, Any]) -> list[dict[str, Any]]:
     from servetwin.experiments.validation.comparison import compare_quality
-    from servetwin.experiments.validation.comparison.compare_llm_runs import FLEET, rows_of
+    from servetwin.experiments.validation.comparison.compare_fleets import COMPARED
+    from servetwin.experiments.validation.comparison.compare_llm_runs import rows_of
     from servetwin.experiments.validation.comparison.compare_runs import PERCENTILES
 
     found = [(name, "%", details[name]) for name in ("attainment", "finished", "dropped")]
@@ -122,6 +123,6 @@ def _metrics(details: dict[str, Any]) -> list[dict[str, Any]]:
         found.append((f"mean_batch_size of {worker}", "requests", w["mean_batch_size"]))
     for stage, figures in details["tokens"].items():
         found += [(f"{label} of {stage}", "", figures[key]) for label, key, _ in rows_of(figures)]
-    fleet = details.get("fleet", {})
-    found += [(label, "", fleet[key]) for key, label, _ in FLEET if key in fleet]
+    for part, own in COMPARED.items():
+        found += [(label, "", details[part][key]) for key, label, _ in own if part in details]
     return [{"metric": name, "unit": unit, **pair} for name, unit, pair in found]

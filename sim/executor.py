@@ -43,6 +43,8 @@ class SimExecutor:
     names the pairs that share a device in time: invariant 14 holds what they compute to the time that passes.
     """
 
+    starts = False  #: workers that failed are back when that was said (`core.faults.faulty_executor.Breakable`)
+
     def __init__(
         self,
         timing: Callable[[Worker], Timing | TokenTiming | dict[int, Timing]],
@@ -125,6 +127,10 @@ class SimExecutor:
     def set_slowdown(self, worker: Worker, factor: float) -> None:
         """As `servetwin.core.faults.faulty_executor.Breakable.set_slowdown`. Raises `BadInput` likewise."""
         self._breakable(worker).set_slowdown(factor)
+
+    def start(self, worker: Worker, ready: Callable[[], None]) -> None:
+        """As `servetwin.core.faults.faulty_executor.Breakable.start`: it is there at once."""
+        ready()
 
     def _breakable(self, worker: Worker) -> FaultyLane | FaultyTokenLane | FaultyAheadLane:
         lane = getattr(self.runner(worker), "__self__", None)

@@ -1,8 +1,9 @@
-"""Sums that come out alike on every Python.
+"""Sums that come out alike on every Python, and what is told of numbers by the million.
 
 From Python 3.12 on the built-in ``sum`` of floating-point numbers compensates what rounding loses, and so gives other
 last bits than 3.11. A run is to have the same bytes everywhere, so floats are added here; mypy refuses the other, by
-the plugin ``tests/float_sums.py``. Begin with `float_sum`, which is all there is.
+the plugin ``tests/float_sums.py``. `quantiles` are of numbers in memory, `samples` of more than are to be there.
+Begin with `float_sum`.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ class WorkerState:
         self.outage: Outage | None = None  # while it is down
         self.offered = True  # as far as anybody knows it is there
         self.lives = 0  # how often it failed
+        self.starts = False  # it is being started again
         self.paused_until: float | None = None
         self.paused_since = 0.0
         self.held_runs: list[tuple[Batch, Callable[[Any], None]]] = []  # what it would begin, were it not paused
@@ -243,17 +244,23 @@ class Faults:
         """The worker of *state* is down from now until then."""
         now, worker = self.loop.now(), state.worker
         if state.outage is not None:  # it is down already
-            if until > state.outage.until:
+            longer = until > state.outage.until
+            if longer:
                 state.outage.until = until
-                self._back_at(state, until)
                 self.loop.call_at(now + self.rules.detect, partial(self._give_up_hope, worker.stage))
+            if state.starts:  # what is being started fails too
+                state.starts = False
+                self.executor.inner.abort(worker)
+            elif not longer:
+                return state.outage
+            self._back_at(state, state.outage.until, event.starting if longer else 0.0)
             return state.outage
         outage = state.outage = Outage(worker.name, event, now, until)
         self.outages[worker.name].append(outage)
         state.lives += 1
         self._lose_all(state, outage, now)
         self.loop.call_at(now + self.rules.detect, partial(self._notice, state, outage))
-        self._back_at(state, until)
+        self._back_at(state, until, event.starting)
         return outage
 
     def _lose_all(self, state: WorkerState, outage: Outage, now: float) -> None:
@@ -334,8 +341,9 @@ class Faults:
         assert memory is not None
         self.counts.out_of_memory += 1
         if memory.restart is not None:
-            event = Event(now, "crash", (worker.name,), now + memory.restart, what=f"{worker.name}, out of memory")
-            self._notice(state, self._fails(state, event, now + memory.restart))
+            what, until = f"{worker.name}, out of memory", now + memory.restart
+            event = Event(now, "crash", (worker.name,), until, what=what, starting=memory.starting)
+            self._notice(state, self._fails(state, event, until))
             return
         lost = worker.fail_batch(batch, now)
         self.loop.recorder.batch_failed(batch, now)
@@ -363,15 +371,26 @@ class Faults:
         for stage in dict.fromkeys(one.worker.stage for one in self.states.values()):
             self._give_up_hope(stage)
 
-    def _back_at(self, state: WorkerState, until: float) -> None:
-        if until < inf:
-            self.loop.call_at(until, partial(self._is_back, state))
-
-    def _is_back(self, state: WorkerState) -> None:
-        outage = state.outage
-        if outage is None or self.loop.now() < outage.until or self.loop.stopped:
+    def _back_at(self, state: WorkerState, until: float, starting: float) -> None:
+        """The worker of *state* is to be back then, after so many seconds of *starting*."""
+        if until == inf:
             return
-        state.outage, state.offered = None, True
+        at = max(self.loop.now(), until - starting) if self.executor.inner.starts else until
+        self.loop.call_at(at, partial(self._is_repaired, state, until))
+
+    def _is_repaired(self, state: WorkerState, until: float) -> None:
+        """The worker of *state*, which was to be back then, can be started again."""
+        outage = state.outage
+        if outage is None or until < outage.until or state.starts or self.loop.stopped:
+            return
+        state.starts = True
+        self.executor.inner.start(state.worker, partial(self._is_back, state, outage))
+
+    def _is_back(self, state: WorkerState, outage: Outage) -> None:
+        if state.outage is not outage or self.loop.stopped:
+            return
+        outage.until = self.loop.now()
+        state.outage, state.offered, state.starts = None, True, False
         self._offer()
 
     def _offer(self) -> None:
@@ -436,6 +455,9 @@ class Faults:
 
     def summary(self, since: float, until: float) -> dict[str, Any]:
         """What happened between these times (`servetwin.core.faults.outages.summary`)."""
+        for state in self.states.values():
+            if state.starts and state.outage is not None:
+                state.outage.until = inf  # it is not back, and nobody waits for it
         return outages.summary(self.outages, self.counts, since, until)
 
     def lines(self) -> list[dict[str, Any]]:

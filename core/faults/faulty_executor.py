@@ -14,7 +14,10 @@ from ..serving.worker import Worker
 
 
 class Breakable(Executor, Protocol):
-    """An executor that can do to a worker what faults do."""
+    """An executor that can do to a worker what faults do. *starts* says whether it really starts workers again, which
+    takes as long as it takes; else they are back at the time that was said."""
+
+    starts: bool
 
     def abort(self, worker: Worker) -> float:
         """Forget what *worker* computes: nobody is called when that would have been over. Gives when the iteration
@@ -23,6 +26,9 @@ class Breakable(Executor, Protocol):
     def set_slowdown(self, worker: Worker, factor: float) -> None:
         """From now on all that *worker* computes takes *factor* times as long, what it is at included; infinite: it
         stands still, and goes on where it was when that is over."""
+
+    def start(self, worker: Worker, ready: Callable[[], None]) -> None:
+        """Start *worker* again, which was aborted; call *ready* when it can serve, unless it is aborted before."""
 
 
 class FaultyExecutor:

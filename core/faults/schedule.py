@@ -24,7 +24,8 @@ class Event(NamedTuple):
 
     ``fail`` and ``crash``: they are down, and all that was there is lost. ``pause``: they stand still. ``slow``: what
     they compute takes *factor* times as long. ``late``: messages to them take *seconds* longer. ``lost``: messages to
-    them are lost. *what* is what the experiment calls it: the device, or the worker.
+    them are lost. *what* is what the experiment calls it: the device, or the worker. *starting* are the last seconds
+    of a ``crash`` in which the worker is started again: where that is really done, it takes as long as it takes.
     """
 
     at: float
@@ -34,6 +35,7 @@ class Event(NamedTuple):
     factor: float = 1.0
     seconds: float = 0.0
     what: str = ""
+    starting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Retry:
 @dataclass(frozen=True)
 class OutOfMemory:
     """A batch of *batch* requests or more does not fit into the memory of a worker. It fails as it begins; the worker
-    stays (*restart* None), or fails too and is back after so many seconds."""
+    stays (*restart* None), or fails too and is back after so many seconds, in the last of which it is *starting* (as
+    that of an `Event`)."""
 
     batch: int
     restart: float | None = None
+    starting: float = 0.0
 
 
 @dataclass(frozen=True)

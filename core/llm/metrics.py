@@ -11,14 +11,15 @@ False
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
 import numpy as np
 
+from ..arithmetic.samples import Distribution, Samples
 from ..group_metrics import Group, Tokens
-from ..metrics import Summary, quantiles
+from ..metrics import Summary
 from ..request import Request
 from ..slo import latest, slack
 from .metric_blocks import TokenBlock
@@ -94,7 +95,7 @@ class StageTokens:
         self.adapters, self.adapter_loads = False, 0
         self.host_hits = 0  # of the tokens found in a prefix cache those that were in host memory alone
         self.verified = self.drafted = self.accepted = 0  # steps that drafted, and tokens
-        self.ttft, self.tpot, self.e2el = array("d"), array("d"), array("d")
+        self.ttft, self.tpot, self.e2el = Samples(), Samples(), Samples()
         self.itl = Gaps()
         self.first_on_time = self.last_on_time = self.late_firsts = 0
         self.on_time = 0
@@ -155,10 +156,10 @@ class StageTokens:
             self.last_finish = task.finished
         request = task.request
         sent = request.arrival if task is request.tasks[0] else task.queued  # `sent_at`, written out: each one's
-        self.ttft.append(first - sent)
-        self.e2el.append(task.finished - sent)
+        self.ttft.recent.append(first - sent)
+        self.e2el.recent.append(task.finished - sent)
         if generated > 1:
-            self.tpot.append((task.finished - first) / (generated - 1))
+            self.tpot.recent.append((task.finished - first) / (generated - 1))
         if self.limits is not None and self.promise is not None:
             limits = self.promise.for_task(task).limits
             if limits is not None and task_limits(task, limits):
@@ -187,9 +188,9 @@ class StageTokens:
             self.first_on_time += first
             self.late_firsts += many - first
             self.last_on_time += int(np.count_nonzero(lasts))
-        self.ttft.frombytes((block.first - block.sent).tobytes())
-        self.e2el.frombytes((block.last - block.sent).tobytes())
-        self.tpot.frombytes(block.tpot[block.counts > 1].tobytes())
+        self.ttft.extend(block.first - block.sent)
+        self.e2el.extend(block.last - block.sent)
+        self.tpot.extend(block.tpot[block.counts > 1])
         return kept, None if on_time is None else on_time[0]
 
     def merge(self, other: StageTokens) -> None:
@@ -198,7 +199,7 @@ class StageTokens:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.caching, self.adapters = self.caching or other.caching, self.adapters or other.adapters
         for name in ("ttft", "tpot", "e2el"):
-            getattr(self, name).extend(getattr(other, name))
+            getattr(self, name).merge(getattr(other, name))
         self.itl.merge(other.itl)
         self.first_arrival = min(self.first_arrival, other.first_arrival)
         self.last_finish = max(self.last_finish, other.last_finish)
@@ -280,11 +281,11 @@ def _rate(count: float, duration: float) -> float | None:
     return count / duration if 0.0 < duration < inf else None
 
 
-def _five(values: array[float]) -> tuple[float, ...] | None:
+def _five(values: Samples) -> tuple[float, ...] | None:
     if not values:
         return None
-    seconds = np.sort(np.array(values))  # sums do not hang on the order in which requests end
-    return float(seconds.mean()), float(seconds.std()), *quantiles(seconds, (0.5, 0.9, 0.99))
+    found = Distribution(values, (0.5, 0.9, 0.99))
+    return found.mean, found.std(), *found.quantiles
 
 
 def _latencies(out: dict[str, Any], name: str, five: tuple[float, ...] | None) -> None:
@@ -299,8 +300,12 @@ class TokenSummary(Summary):
     """
 
     def __init__(self, slos: dict[str, TokenDeadlines | None]) -> None:
+        self._slos = slos
         super().__init__()
-        self.stages = {stage: StageTokens(slo) for stage, slo in slos.items()}
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.stages = {stage: StageTokens(slo) for stage, slo in self._slos.items()}
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
@@ -326,9 +331,9 @@ class TokenSummary(Summary):
                 if slo is not None:
                     tokens.on_time += int(np.count_nonzero(slo.in_time(task)))
                 if task.finished is not None:
-                    tokens.ttft.append(task.first_token - sent_at(task))
+                    tokens.ttft.recent.append(task.first_token - sent_at(task))
                     if task.generated > 1:
-                        tokens.tpot.append((task.finished - task.first_token) / (task.generated - 1))
+                        tokens.tpot.recent.append((task.finished - task.first_token) / (task.generated - 1))
 
     def count_block(
         self, block: TokenBlock, met: np.ndarray, on_time: np.ndarray | None, terms: Mapping[str, Any]
@@ -348,15 +353,20 @@ class TokenSummary(Summary):
                 tokens.deadlines = tokens.deadlines or on_time is not None
                 tokens.output += int(counts.sum())
                 tokens.on_time += int(on_time[at].sum()) if on_time is not None else 0
-                tokens.ttft.frombytes((first - sent).tobytes())
-                tokens.tpot.frombytes(block.tpot[at][counts > 1].tobytes())
+                tokens.ttft.extend(first - sent)
+                tokens.tpot.extend(block.tpot[at][counts > 1])
 
     def merge(self, other: Summary) -> None:
         """As of `Summary`; *other* is of the same stages, with the same promises."""
-        super().merge(other)
         assert isinstance(other, TokenSummary)
         for name, stage in self.stages.items():
             stage.merge(other.stages[name])
+        super().merge(other)
+
+    def _samples(self) -> Iterator[Samples]:
+        yield from super()._samples()
+        for stage in self.stages.values():
+            yield from (stage.ttft, stage.tpot, stage.e2el)
 
     def as_dict(self) -> dict[str, Any]:
         """As of `Summary`, with ``llm``: the tokens of each LLM stage; those of a single one stand at the top too."""

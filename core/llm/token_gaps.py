@@ -8,8 +8,8 @@ from math import sqrt
 
 import numpy as np
 
+from ..arithmetic.quantiles import between, median, quantiles
 from ..errors import BadInput
-from ..metrics import between, median, quantiles
 
 #: So many are added up at a time: they stay in the processor's cache, and no library starts threads for so few.
 _PORTION = 8192

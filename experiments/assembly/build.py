@@ -34,6 +34,7 @@ from servetwin.core.llm import TokenPolicy, TokenSLO
 from servetwin.core.llm.serving.worker import TokenWorker, kind_of_view
 from servetwin.core.serving.acting_worker import ActingWorker
 from servetwin.core.serving.sessions import Session, SessionClient
+from servetwin.core.serving.worker import Scaling
 from servetwin.core.slo import ClassSLO
 
 from ..placement import cards
@@ -113,11 +114,7 @@ class Run:
         summary = self.recorder.summary
         fleet, held_for = self.loop.fleet, None
         if fleet is not None:
-            lasted = summary.first_arrival or 0.0, summary.last_end
-            summary.input[fleet.called], held_for = fleet.summary(*lasted), fleet.held(*lasted)
-            if isinstance(self.recorder, RunFolder):
-                lines = [json.dumps(line) for line in fleet.lines()]
-                (self.recorder.folder / f"{fleet.called}.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+            held_for = tell_fleet(fleet, self.recorder)
         if self.executor.cards:
             summary.input["placement"] = cards.told(self.executor.swaps)
             if isinstance(self.recorder, RunFolder):
@@ -153,6 +150,18 @@ class Run:
         after = self.experiment.system.stop_after
         if after is not None:
             self.executor.call_at(self.executor.now() + after, self.loop.stop)
+
+
+def tell_fleet(fleet: Scaling, recorder: Recorder) -> dict[str, float] | None:
+    """Put what *fleet* tells of a run that is over into the summary of *recorder*, and into its folder; gives for how
+    many seconds each device was held (None: all the time)."""
+    summary = recorder.summary
+    lasted = summary.first_arrival or 0.0, summary.last_end
+    summary.input[fleet.called] = fleet.summary(*lasted)
+    if isinstance(recorder, RunFolder):
+        lines = [json.dumps(line) for line in fleet.lines()]
+        (recorder.folder / f"{fleet.called}.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return fleet.held(*lasted)
 
 
 def send_sessions(experiment: Experiment, loop: ServingLoop, sessions: Iterator[Session]) -> SessionClient:

@@ -44,9 +44,9 @@ def _starting(spec: StartSpec, seed: int) -> Callable[[int], float]:
     return lambda replica: seconds * source(replica).standard_exponential()
 
 
-def refuse(experiment: Experiment, who: str, right: str) -> None:
-    """Raise `BadInput` if replicas of *experiment* come and go, or devices fail, or models share a card, or classes
-    enter single modules, which *who* does not know; *right* is for the first."""
+def refuse(experiment: Experiment, who: str, right: str, *, faults: bool = False) -> None:
+    """Raise `BadInput` if replicas of *experiment* come and go, or models share a card, or classes enter single
+    modules, or (unless it knows *faults*) devices fail, which *who* does not know; *right* is for the first."""
     if experiment.deployment.cards is not None:
         what = f"{who} knows no cards that several models share"
         raise BadInput(what, where="deployment.cards", right=right.replace("no autoscaler", "no cards"))
@@ -58,7 +58,7 @@ def refuse(experiment: Experiment, who: str, right: str) -> None:
     if experiment.deployment.autoscaler is not None:
         what = f"{who} knows no replicas that come and go"
         raise BadInput(what, where="deployment.autoscaler", right=right)
-    if experiment.deployment.faults is not None:
+    if experiment.deployment.faults is not None and not faults:
         what = f"{who} knows no devices that fail"
         raise BadInput(what, where="deployment.faults", right=right.replace("autoscaler", "faults"))
 
@@ -84,8 +84,11 @@ def make_faults(spec: FaultsSpec, workers: Sequence[Worker], seed: int) -> Fault
         names = [worker.name for worker in able]
         for i, name in enumerate(said.workers or names):
             _known(name, names, f"{FAULTS}.out_of_memory.workers.{i}", "worker")
-            seconds = None if said.restart is None else said.restart.seconds
-            memory[name] = OutOfMemory(said.batch, seconds)
+            again = said.restart
+            if again is None:
+                memory[name] = OutOfMemory(said.batch)
+            else:
+                memory[name] = OutOfMemory(said.batch, again.seconds, again.seconds * _of_process(again))
     retry = None if spec.retry is None else Retry(spec.retry.attempts, spec.retry.backoff_seconds)
     return Faults(workers, in_order(script, *lines), FaultRules(spec.detect_seconds, retry, memory))
 
@@ -98,12 +101,19 @@ def _event(place: int, fault: FaultSpec, workers: Sequence[Worker], seed: int) -
         assert fault.worker is not None
         _known(fault.worker, [worker.name for worker in workers], f"{where}.worker", "worker")
         names, what = [fault.worker], fault.worker
-    until = inf if fault.until is None else fault.until
+    until, starting = inf if fault.until is None else fault.until, 0.0
     if fault.lasts is not None:
         until = fault.at + fault.lasts
     if fault.restart is not None:
-        until = fault.at + _restart(fault.restart, place, seed)
-    return Event(fault.at, fault.kind, tuple(names), until, fault.factor or 1.0, fault.seconds or 0.0, what)
+        took = _restart(fault.restart, place, seed)
+        until, starting = fault.at + took, took * _of_process(fault.restart)
+    factor, seconds = fault.factor or 1.0, fault.seconds or 0.0
+    return Event(fault.at, fault.kind, tuple(names), until, factor, seconds, what, starting)
+
+
+def _of_process(spec: StartSpec) -> float:
+    """The share of a restart in which there is a machine, and its process loads and warms up."""
+    return 1.0 - spec.phases["machine"] / spec.seconds if spec.seconds > 0.0 else 0.0
 
 
 def _restart(spec: StartSpec, place: int, seed: int) -> float:
@@ -141,4 +151,4 @@ def faults_stand_on(spec: FaultsSpec | None) -> list[str]:
     for what, start in starts:
         phases = ", ".join(f"{n.replace('_', '-')} {seconds:g} s" for n, seconds in start.phases.items() if seconds)
         found.append(f"{what} is stated ({phases}): {start.source}")
-    return found
+    return list(dict.fromkeys(found))  # one that crashes again and again is told of once

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -155,6 +155,8 @@ class Backend:
                 tools=tools,
                 **wiring,
             )
+            if wiring["fleet"] is not None:
+                build.tell_fleet(wiring["fleet"], recorder)
         if folder is not None:
             write_report(folder, report)
         return report
@@ -164,7 +166,8 @@ class Backend:
         executed = profiled_execution(plan.profiles, self.setup)
         modules = plan.experiment.pipeline.modules.values()
         reuse = any(module.actions is not None and module.actions.reuse for module in modules)
-        return self._server(kind, devices, plan.slots(), executed, reuse=reuse)
+        fails = plan.experiment.deployment.faults is not None
+        return self._server(kind, devices, plan.slots(), executed, reuse=reuse, fails=fails)
 
     def _server(
         self,
@@ -174,11 +177,15 @@ class Backend:
         executed: Mapping[str, Any] | None = None,
         *,
         reuse: bool = False,
+        fails: bool = False,
     ) -> Server:
+        processes = self.setup.processes or fails  # a thread cannot be killed
         slots = self.setup.slots or slots
-        key = (kind.code, kind.name, kind.modules, tuple(sorted(devices.items())), slots, repr(executed), reuse)
+        placed = tuple(sorted(devices.items()))
+        key = (kind.code, kind.name, kind.modules, placed, slots, repr(executed), reuse, processes)
         if key not in self.servers:
-            server = make_server(kind, self.setup, devices, slots, executed, reuse=reuse)
+            setup = replace(self.setup, processes=processes)
+            server = make_server(kind, setup, devices, slots, executed, reuse=reuse)
             self.close()  # two models need not fit beside each other
             self.servers[key] = server
         return self.servers[key]
@@ -246,7 +253,11 @@ class Plan:
         refuse_groups(experiment, "the real side")
         handovers.refuse(experiment, "the real side", "workers without a role, or --backend sim")
         engine_options.refuse(experiment, "the real side", "an engine without it, or --backend sim")
-        fleets.refuse(experiment, "the real side", "no autoscaler, or --backend sim")
+        fleets.refuse(experiment, "the real side", "no autoscaler, or --backend sim", faults=True)
+        if experiment.deployment.faults is not None and not diffusion:
+            what = "real engines of language models cannot be made to fail: no process of theirs is started again"
+            right = "no faults, a diffusion model, or --backend sim"
+            raise BadInput(what, where=f"{experiment.name}: {fleets.FAULTS}", right=right)
         self.fitting = fitting(experiment, model) if diffusion else []
         if experiment.workload.in_turns and not in_turns:
             what = "here no request waits for others to end, as those of sessions and closed loops do"

@@ -17,7 +17,7 @@ that meet equally many are both on it, or both not. Who is on it is known where 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -33,8 +33,8 @@ from ..registry.policy_registry import same_policy
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..spec.keys.field_types import Count, Strict
-from ..spec.keys.prices import Price
-from ..spec.loading import load, locate
+from ..spec.keys.prices import Power, Price
+from ..spec.loading import load, load_profiles, locate
 from ..spec.overrides import ByOption
 from ..sweeps.point import Row
 from ..sweeps.repeat import NothingSent, Repeated, Runner, repeat, seeded
@@ -49,9 +49,10 @@ Names = Annotated[list[str], Field(min_length=1)]
 
 
 class Offer(Price):
-    """A device that can be had: its *profile*, and what it costs."""
+    """A device that can be had: its *profile*, and what it costs. With a profile for each of several degrees of
+    tensor parallelism, what each of its GPUs costs and draws."""
 
-    profile: str
+    profile: str | Annotated[dict[Count, str], Field(min_length=1)]
 
 
 class Kind(Strict):
@@ -66,15 +67,20 @@ class Kind(Strict):
 
 class PlanFile(Strict):
     """What is asked: the load and SLO of the experiment that it *extends*, changed by *set*, the attainment to hold
-    (*target*, a share), *fleets* to choose from, and *policies* and *routers* (by default the experiment's)."""
+    (*target*, in per cent), *fleets* to choose from, and *policies* and *routers* (by default the experiment's)."""
 
     extends: str
     set: dict[str, Any] = Field(default_factory=dict)
-    target: Annotated[float, Field(gt=0, lt=1)]
+    target: Annotated[float, Field(gt=0, lt=100)]
     fleets: Annotated[list[Kind], Field(min_length=1)]
     policies: Names | None = None
     routers: Names | None = None
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+
+    @property
+    def share(self) -> float:
+        """The *target* as a share of the requests."""
+        return self.target / 100.0
 
 
 @dataclass
@@ -159,15 +165,19 @@ def read(path: Path) -> PlanFile:
         right = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
         if first["loc"][-1] == "counts":
             right = "[least, most], two whole numbers: [1, 3] tries 1 to 3"
+        if "profile" in first["loc"]:
+            right = "a profile, or one for each degree of tensor parallelism: {1: ..., 2: ...}"
         what = "the key is missing" if first["type"] == "missing" else "the value does not fit"
         raise BadInput(what, where=where, right=right) from None
+    if found.target <= 1.0:
+        line = yaml_io.line_of(text, ("target",))
+        right = f"{100.0 * found.target:g}" if found.target < 1.0 else "more than 1"
+        raise BadInput(f"{found.target:g} is a share", where=f"{path}:{line}: target", right=f"{right}, in per cent")
     for place, kind in enumerate(found.fleets):
         where = f"{path}: fleets.{place}"
         if kind.counts[0] > kind.counts[1]:
             what = f"{kind.counts[0]} is above {kind.counts[1]}"
             raise BadInput(what, where=f"{where}.counts", right="[least, most]")
-        if kind.name in {other.name for other in found.fleets[:place]}:
-            raise BadInput(f"two fleets are called {kind.name!r}", where=f"{where}.name", right="a name for each")
     for key, names in (("policies", found.policies or []), ("routers", found.routers or [])):
         for place, name in enumerate(names):
             if name in names[:place]:
@@ -190,14 +200,14 @@ def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None
             if depends_on_seed(experiment):
                 check_seeds(experiment, asked.seeds, f"{path}: seeds")
                 drawn = True
-    searches = [(case, _all_counts(case) if every else _least(case, asked.target)) for case in cases]
+    searches = [(case, _all_counts(case) if every else _least(case, asked.share)) for case in cases]
     wanted = {place: next(search) for place, (_, search) in enumerate(searches)}
     while wanted:
         points = [(place, searches[place][0].make(n)) for place, counts in wanted.items() for n in counts]
         found = _repeated([experiment for _, experiment in points], run, asked.seeds)
         try:
             for (place, experiment), point in zip(points, found, strict=True):
-                _keep(searches[place][0], experiment, point, asked.target)
+                _keep(searches[place][0], experiment, point, asked.share)
         except NothingSent as error:
             where = f"{path}: {'set' if asked.set else 'extends'}: workload"
             raise BadInput(error.what, where=where, right=error.right) from None
@@ -232,29 +242,86 @@ def _cases(asked: PlanFile, path: Path) -> list[_Case]:
         routers=bool(asked.routers),
     )
     usual = load(base, [*asked.set.items()])
-    cases = []
-    for place, kind in enumerate(asked.fleets):
+    cases: list[_Case] = []
+    for place, said in enumerate(asked.fleets):
         where = f"{path}: fleets.{place}"
-        if set(kind.devices) != set(usual.deployment.devices):
+        if set(said.devices) != set(usual.deployment.devices):
             right = f"a profile and a price for each of {', '.join(usual.deployment.devices)}"
-            raise BadInput(f"it has {', '.join(kind.devices)}", where=f"{where}.devices", right=right)
-        prices = {name: offer.model_dump(exclude={"profile"}) for name, offer in kind.devices.items()}
-        profiles = {name: _anchored(offer.profile, path.parent) for name, offer in kind.devices.items()}
-        for policy in asked.policies or [usual.policy.name]:
-            for router in asked.routers or [""]:
-                said: list[tuple[str, Any]] = [*asked.set.items()]
-                said += [(f"deployment.devices.{name}", profile) for name, profile in profiles.items()]
-                said += [(ByOption("deployment.prices", f"{where}.devices"), prices)]
-                said += [("policy", policy)] if asked.policies else []
-                said += [("deployment.router", router)] if router else []
-                said += [(ByOption(key, f"{where}.set.{key}"), value) for key, value in kind.set.items()]
-
-                def make(count: int, said: Sequence[tuple[str, Any]] = tuple(said)) -> Experiment:
-                    return seeded(load(base, [*said, ("deployment.replicas", count)]))
-
-                _check_case(make(kind.counts[0]), usual, policy, where)
-                cases.append(_Case(kind, policy, router, make))
+            raise BadInput(f"it has {', '.join(said.devices)}", where=f"{where}.devices", right=right)
+        for degrees, kind in _by_degree(said, where):
+            if kind.name in {case.kind.name for case in cases}:
+                raise BadInput(f"two fleets are called {kind.name!r}", where=f"{where}.name", right="a name for each")
+            cases += _cases_of(kind, degrees, asked, path, where, base, usual)
     return cases
+
+
+def _by_degree(kind: Kind, where: str) -> Iterator[tuple[dict[str, int], Kind]]:
+    """*kind*, or the kinds that it stands for where devices have profiles for several degrees of tensor parallelism,
+    each with the degree of these devices: it has the name of that, and costs and draws what so many GPUs do."""
+    each = {name: [*offer.profile] for name, offer in kind.devices.items() if not isinstance(offer.profile, str)}
+    if not each:
+        yield {}, kind
+        return
+    degrees = next(iter(each.values()))
+    for name, own in each.items():
+        if {*own} != {*degrees}:
+            what = f"it has the degrees {', '.join(map(str, own))}, another device {', '.join(map(str, degrees))}"
+            raise BadInput(what, where=f"{where}.devices.{name}.profile", right="the same degrees of each device")
+    for degree in degrees:
+        devices = {}
+        for name, offer in kind.devices.items():
+            if isinstance(offer.profile, str):
+                devices[name] = offer
+                continue
+            power = offer.power and Power(busy=degree * offer.power.busy, idle=degree * offer.power.idle)
+            source = offer.source if degree == 1 else f"{offer.source} (times {degree} GPUs)"
+            told = {"profile": offer.profile[degree], "per_hour": degree * offer.per_hour, "source": source}
+            devices[name] = offer.model_copy(update={**told, "power": power})
+        yield (
+            dict.fromkeys(each, degree),
+            kind.model_copy(update={"name": f"{kind.name} TP{degree}", "devices": devices}),
+        )
+
+
+def _cases_of(
+    kind: Kind,
+    degrees: Mapping[str, int],
+    asked: PlanFile,
+    path: Path,
+    where: str,
+    base: str | Path,
+    usual: Experiment,
+) -> Iterator[_Case]:
+    """The fleets of *kind*, which stands *where* in the plan, under each policy and router."""
+    prices = {name: offer.model_dump(exclude={"profile"}) for name, offer in kind.devices.items()}
+    profiles = {name: _anchored(str(offer.profile), path.parent) for name, offer in kind.devices.items()}
+    for policy in asked.policies or [usual.policy.name]:
+        for router in asked.routers or [""]:
+            said: list[tuple[str, Any]] = [*asked.set.items()]
+            said += [(f"deployment.devices.{name}", profile) for name, profile in profiles.items()]
+            said += [(ByOption("deployment.prices", f"{where}.devices"), prices)]
+            said += [("policy", policy)] if asked.policies else []
+            said += [("deployment.router", router)] if router else []
+            said += [(ByOption(key, f"{where}.set.{key}"), value) for key, value in kind.set.items()]
+
+            def make(count: int, said: Sequence[tuple[str, Any]] = tuple(said)) -> Experiment:
+                return seeded(load(base, [*said, ("deployment.replicas", count)]))
+
+            least = make(kind.counts[0])
+            _check_degrees(least, degrees, where)
+            _check_case(least, usual, policy, where)
+            yield _Case(kind, policy, router, make)
+
+
+def _check_degrees(experiment: Experiment, degrees: Mapping[str, int], where: str) -> None:
+    """Raise `BadInput` if the profile of a device is of another degree of tensor parallelism than the plan says."""
+    profiles = load_profiles(experiment)
+    for name, degree in degrees.items():
+        own = profiles[name].token_data.tensor_parallel
+        if own != degree:
+            what = f"{profiles[name].name} was taken with tensor_parallel: {own}"
+            right = f"a profile with tensor_parallel: {degree}"
+            raise BadInput(what, where=f"{where}.devices.{name}.profile.{degree}", right=right)
 
 
 def _check_case(experiment: Experiment, usual: Experiment, policy: str, where: str) -> None:
@@ -341,7 +408,7 @@ def _answer(asked: PlanFile, cases: Sequence[_Case], drawn: bool) -> Plan:
         if worse:
             notes.append(f"{case.tried[held[0]].label} holds, and with {worse[0]} it {case.tried[worse[0]].verdict}")
     notes += [*_as_cheap(fleets, chosen), *_not_measured(cases), *_held([f for f in (chosen, *cheaper) if f])]
-    return Plan(asked.target, asked.seeds if drawn else 1, fleets, chosen, rivals, _prices(asked), notes)
+    return Plan(asked.share, asked.seeds if drawn else 1, fleets, chosen, rivals, _prices(cases), notes)
 
 
 def _mark_front(fleets: Sequence[Fleet]) -> None:
@@ -388,11 +455,11 @@ def _held(fleets: Sequence[Fleet]) -> list[str]:
     ]
 
 
-def _prices(asked: PlanFile) -> list[dict[str, Any]]:
+def _prices(cases: Sequence[_Case]) -> list[dict[str, Any]]:
     """What each device costs, and who says so."""
     return [
         {"fleet": kind.name, "device": name, **offer.model_dump(include={"profile", "per_hour", "source"})}
-        for kind in asked.fleets
+        for kind in {case.kind.name: case.kind for case in cases}.values()
         for name, offer in kind.devices.items()
     ]
 

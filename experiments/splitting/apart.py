@@ -132,7 +132,7 @@ class OneByOne:
         play(loop, self.executor, self.dealt.of(place))
         loop.look_over()
         loop.check_ended()
-        summary.merge(recorder.summary)
+        recorder.summary.hand_over(summary)  # which the worker's loop holds on to
         return meter.busy() if meter is not None else {}
 
 

@@ -16,7 +16,7 @@ from servetwin.core.routing import Router, WorkerState
 from servetwin.sim.llm.request_columns import TokenColumns
 
 #: So many bytes of requests are kept in memory.
-MEMORY = 1 << 26
+MEMORY = 1 << 24
 #: So many requests of a replica are put away at a time, and so many of all are read at a time.
 BLOCK, READ = 4096, 1024
 

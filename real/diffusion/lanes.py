@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 
@@ -25,10 +26,36 @@ def limits_of(worker: Worker) -> dict[Shape | None, int]:
     return dict(worker.view.limits.items()) if isinstance(worker, ShapedWorker) else found
 
 
+class Slowdown:
+    """Makes what a worker computes take longer, by waiting after each step: *said* are the factor and, so far, the
+    seconds for which its process stood still. *settle* waits until the device has done what it was given."""
+
+    def __init__(self, said: torch.Tensor, settle: Callable[[], None]) -> None:
+        self.said, self.settle = said, settle
+        self.begin()
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self.since, self.stood = time.perf_counter(), float(self.said[1])
+
+    def keep(self) -> None:
+        """A step is over: wait as long as it would still take."""
+        factor = float(self.said[0])
+        if factor > 1.0:
+            self.settle()
+            took = time.perf_counter() - self.since - (float(self.said[1]) - self.stood)
+            time.sleep(max(0.0, took) * (factor - 1.0))
+        self.begin()
+
+
 class Lane:
     """Runs the batches of *worker* at *slots*, one at a time. Where it is *polled*, the executor asks `is_over`."""
 
     polled = False
+    #: Its process was ended: what is still heard of it counts no more.
+    dead = False
+    #: Makes what it computes take longer, where that may happen.
+    slowdown: Slowdown | None = None
 
     def __init__(
         self,
@@ -123,6 +150,8 @@ class Lane:
                     slots.step(computed, runners[stage.loop])
                 if again:
                     slots.step([p for p in progress if p.request in again], runners[REUSE])
+                if self.slowdown is not None:
+                    self.slowdown.keep()
             if not batch.leaves:
                 self.leaving = []
                 return

@@ -278,7 +278,7 @@ class ColumnRequests:
                 first_of_each = dict(zip(classes[::-1] or [""], done[::-1] if classes else done, strict=False))
                 like = {name: self._visit(self._row(place)) for name, place in first_of_each.items()}
                 self.records.ended(like, block, in_time, told)
-        summary.e2el.frombytes((last - sent).tobytes())
+        summary.e2el.extend(last - sent)
         met = int(np.count_nonzero(in_time))
         for outcome, many in ((Outcome.MET, met), (Outcome.LATE, len(done) - met)):
             if many:
@@ -289,6 +289,8 @@ class ColumnRequests:
             recorder.ids.extend((np.array(done) + self.first).tolist())
             recorder.ttft.frombytes((first - sent).tobytes())
             recorder.tpot.frombytes(np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0).tobytes())
+        if len(summary.e2el.recent) >= summary.most:
+            summary.put_away()
 
     def _classes(self, places: Sequence[int]) -> list[str]:
         """The class of each of these, if there are any classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 
 from servetwin.core import Recorder, Request
@@ -20,7 +21,8 @@ class TokenLatencies(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.ids, self.ttft, self.tpot = array("l"), array("d"), array("d")
-        self.e2el = self.summary.e2el
+        self.e2el = self.summary.e2el.recent
+        self.summary.most = sys.maxsize  # these are told one by one, in their order
 
     def ended(self, request: Request, now: float) -> None:
         self.summary.ended(request, now)

@@ -30,7 +30,7 @@ grid: {policy: [edf, fcfs], rate: [2, 3, 4, 5]}
 PLAN = """
 extends: one.yaml
 set: {requests: 4000000, workload.arrivals: {process: poisson, rate: 30.0}, slo.seconds: 0.25}
-target: 0.9
+target: 90
 seeds: 4
 fleets:
   - {name: slow, counts: [2, 7], devices: {gpu0: {profile: one.profile.yaml, per_hour: 1.0, source: made up}}}

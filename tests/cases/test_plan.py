@@ -25,7 +25,7 @@ FAST = {"profile": "fast.yaml", "per_hour": 2.2, "source": "made up"}
 PLAN: dict[str, Any] = {
     "extends": "one.yaml",
     "set": {"requests": 200, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.25},
-    "target": 0.9,
+    "target": 90,
     "seeds": 2,
     "routers": ["central", "random"],
     "fleets": [
@@ -111,6 +111,65 @@ def test_of_two_that_are_as_good_one_is_named_and_the_other_told(folder: Path) -
     assert all(len(on_front) == 1 for on_front in by_count.values())
 
 
+LLAMA = "h100/llama-3.1-8b-tp{}-imported"
+
+
+def llama(folder: Path, profiles: dict[int, str], **more: Any) -> Path:
+    """A plan of Llama-3.1-8B on H100s, each degree of tensor parallelism with its profile."""
+    chat = {
+        "extends": "opt-13b-h100",
+        "policy": {"name": "vllm-v1"},
+        "workload": {"requests": 60, "draws": "seeded", "arrivals": {"process": "poisson", "rate": 20.0}},
+        "slo": {"prefill": None, "decode": None, "limits": {"tpot_ms": 5.5}},
+    }
+    (folder / "chat.yaml").write_text(json.dumps(chat))
+    said = "".join(f"{degree}: {profile}, " for degree, profile in profiles.items())
+    offer = f"{{profile: {{{said}}}, per_hour: 3.0, source: a list of May, power: {{busy: 600, idle: 100}}}}"
+    fleets = f"[{{name: H100, counts: [1, 2], devices: {{gpu0: {offer}}}}}]"
+    text = f"extends: chat.yaml\ntarget: 90\nseeds: 2\nfleets: {fleets}\n"
+    (folder / "plan.yaml").write_text(text)
+    return folder / "plan.yaml"
+
+
+def test_a_kind_with_degrees_of_tensor_parallelism_is_one_of_each(folder: Path) -> None:
+    """Of one GPU's price and power each degree costs and draws so many times as much; what is served is what kinds
+    that are written out serve."""
+    found = plans.plan(llama(folder, {degree: LLAMA.format(degree) for degree in (1, 2, 4)}), run, every=True)
+    assert [(f.kind, f.count, f.dollars_per_hour) for f in sorted(found.fleets, key=lambda f: (f.kind, f.count))] == [
+        (f"H100 TP{degree}", count, 3.0 * degree * count) for degree in (1, 2, 4) for count in (1, 2)
+    ]
+    written = [
+        {
+            "name": f"by hand {degree}",
+            "counts": [1, 2],
+            "devices": {
+                "gpu0": {
+                    "profile": LLAMA.format(degree),
+                    "per_hour": 3.0 * degree,
+                    "source": "a list of May",
+                    "power": {"busy": 600.0 * degree, "idle": 100.0 * degree},
+                }
+            },
+        }
+        for degree in (1, 2, 4)
+    ]
+    by_hand = plans.plan(write(folder, extends="chat.yaml", set={}, routers=None, fleets=written), run, every=True)
+    told = [{**fleet.as_row(), "fleet": ""} for fleet in found.fleets]
+    assert told == [{**fleet.as_row(), "fleet": ""} for fleet in by_hand.fleets]
+    assert len({row["attainment"] for row in told}) > 1  # more GPUs a replica are quicker
+    assert [(price["fleet"], price["per_hour"], price["source"]) for price in found.prices] == [
+        ("H100 TP1", 3.0, "a list of May"),
+        ("H100 TP2", 6.0, "a list of May (times 2 GPUs)"),
+        ("H100 TP4", 12.0, "a list of May (times 4 GPUs)"),
+    ]
+
+
+def test_a_profile_of_another_degree_is_refused(folder: Path) -> None:
+    said = refused("plan", llama(folder, {1: LLAMA.format(1), 2: LLAMA.format(4)}), "--jobs", 1)
+    assert "plan.yaml: fleets.0.devices.gpu0.profile.2: h100/llama-3.1-8b-tp4-imported was taken with" in said
+    assert "tensor_parallel: 4 (right would be: a profile with tensor_parallel: 2)" in said
+
+
 def test_what_is_assumed_and_whose_the_prices_are_is_told(folder: Path) -> None:
     """A fleet whose KV is in fp8, at a slowdown that somebody assumed, is the answer: the plan says so."""
     chat = {
@@ -128,7 +187,7 @@ def test_what_is_assumed_and_whose_the_prices_are_is_told(folder: Path) -> None:
     fleets = [{"name": "plain", "counts": [1, 1], "devices": {"gpu0": offer}}]
     fleets += [{"name": "half", "counts": [1, 1], "devices": {"gpu0": {**offer, "per_hour": 0.7}}, "set": assumed}]
     slo = {"slo": {"prefill": None, "decode": None, "limits": {"ttft_ms": 60000}}}
-    path = write(folder, extends="chat.yaml", set=slo, target=0.5, routers=None, fleets=fleets)
+    path = write(folder, extends="chat.yaml", set=slo, target=50, routers=None, fleets=fleets)
     takes = "0.6 times as long in decoding and 1 times for prompts"
     said = f"half: KV in fp8: attention to tokens before takes {takes}: assumed"
     found = json.loads(servetwin("plan", path, "--jobs", 1, "--json")[1])
@@ -165,7 +224,7 @@ def test_the_least_count_is_that_of_erlang_c(folder: Path) -> None:
     fine = {"name": "fine", "counts": [3, 6], "devices": {"gpu0": {**SLOW, "profile": "fine.yaml"}}}
     said = {"requests": 1200, "workload.arrivals": {"process": "poisson", "rate": 30.0}, "slo.seconds": 0.35}
     said["workload.steps.denoise"] = steps
-    path = write(folder, set=said, routers=["central"], fleets=[fine], target=0.8, seeds=4)
+    path = write(folder, set=said, routers=["central"], fleets=[fine], target=80, seeds=4)
     found = plans.plan(path, run)
     theory = {servers: in_time(servers, 30.0, 0.1, 0.35) for servers in range(1, 11)}
     least = min(servers for servers, share in theory.items() if share >= 0.8)
@@ -271,7 +330,13 @@ def of_fleet(key: str, value: Any, named: str | None = None) -> tuple[dict[str, 
 NOWHERE = {"gpu0": {**SLOW, "profile": "x/y"}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": ({"polices": ["edf"]}, "unknown key 'polices'"),
-    "no target": ({"target": 90}, "target"),
+    "a target of all": ({"target": 100}, "target"),
+    "a target as a share": ({"target": 0.9}, "plan.yaml:1: target: 0.9 is a share (right would be: 90, in per cent)"),
+    "a target of one": ({"target": 1}, "target: 1 is a share (right would be: more than 1, in per cent)"),
+    "degrees of an image model": (
+        {"fleets": [{**PLAN["fleets"][0], "devices": {"gpu0": {**SLOW, "profile": {"1": "one.profile.yaml"}}}}]},
+        "profile",
+    ),
     "counts that fall": ({"fleets": [{**PLAN["fleets"][0], "counts": [3, 2]}]}, "fleets.0.counts: 3 is above 2"),
     "three counts": (
         {"fleets": [{**PLAN["fleets"][0], "counts": [1, 2, 3]}]},

@@ -30,7 +30,7 @@ from servetwin.core import (
     Task,
     WorkerView,
 )
-from servetwin.core.metrics import median, quantiles
+from servetwin.core.arithmetic.quantiles import median, quantiles
 from servetwin.policies.diffusion.fcfs import FCFS
 
 # -- SLOs -----------------------------------------------------------------------------------------------------

@@ -307,7 +307,8 @@ def compare(
 def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     from ...validation.comparison import compare_quality
     from ...validation.comparison.bench_runs import compared
-    from ...validation.comparison.compare_llm_runs import FLEET, rows_of
+    from ...validation.comparison.compare_fleets import COMPARED
+    from ...validation.comparison.compare_llm_runs import rows_of
     from ...validation.comparison.compare_runs import PERCENTILES
     from ...validation.envelope import places
 
@@ -337,8 +338,9 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     for stage, figures in found["tokens"].items():
         for label, key, digits in rows_of(figures):
             lines.add_row(f"{label} of {stage}", *_figures(figures[key], digits))
-    for key, label, digits in FLEET if "fleet" in found else ():
-        lines.add_row(label, *_figures(found["fleet"][key], digits))
+    for part, own in COMPARED.items():
+        for key, label, digits in own if part in found else ():
+            lines.add_row(label, *_figures(found[part][key], digits))
     for name, values in found.get("cost", {}).items():
         lines.add_row(name.replace("_", " "), *_figures(values, 4))
     if found["same_outcome"] is not None:

@@ -205,6 +205,12 @@ class ComparedRuns(TypedDict):
     fleet: NotRequired[
         Annotated[dict[str, Any], "where replicas come and go in one of them: `mean_replicas`, `starts` and others"]
     ]
+    faults: NotRequired[
+        Annotated[dict[str, Any], "where workers may fail in one of them: `failures`, `visits_lost` and others"]
+    ]
+    placement: NotRequired[
+        Annotated[dict[str, Any], "where models share cards in one of them: `swaps`, `seconds_swapping`"]
+    ]
     quality: NotRequired[
         Annotated[
             dict[str, Any],

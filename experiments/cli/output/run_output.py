@@ -383,7 +383,15 @@ def show_real(real: dict[str, Any]) -> None:
     for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
         if spread := real[key]:
             say(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
+    for worker, seconds in real.get("restarts", {}).items():
+        took = ", ".join(f"{one:.2f}" for one in seconds[:4])
+        more = ", ..." if len(seconds) > 4 else ""
+        say(f"{worker} was started again: {_times(len(seconds))}, ready after {took}{more} s")
     if host := real.get("host"):
         from servetwin.profiles.llm import launch_times  # which simulations do without
 
         say(launch_times.line(host["over_profile"], host["profile"]))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -33,14 +33,6 @@ LABELS = {
     "mean_acceptance_length": ("tokens a step of a request", 3),
 }
 FIGURES = (*BOTH, *LABELS)
-#: What is compared of fleets whose replicas come and go: key, label, digits.
-FLEET = (
-    ("mean_replicas", "replicas, mean", 3),
-    ("most_replicas", "replicas, at most", 0),
-    ("replica_hours", "replica-hours", 4),
-    ("starts", "starts", 0),
-    ("waited_for_a_replica", "waits for a replica", 0),
-)
 
 
 class EngineTimes(NamedTuple):
@@ -103,23 +95,6 @@ def figures(
         keys += [key for key in LABELS if key in one or key in other]
         found[stage] = {key: pair(one.get(key), other.get(key)) for key in keys}
     return found
-
-
-def fleet(
-    first: Mapping[str, Any], second: Mapping[str, Any], pair: Callable[[float | None, float | None], Any]
-) -> dict[str, Any]:
-    """What is told of the replicas of both runs (`FLEET`); empty unless they come and go in one of them."""
-    a, b = (_fleet_of(summary) for summary in (first, second))
-    return {key: pair(a.get(key), b.get(key)) for key, *_ in FLEET} if a or b else {}
-
-
-def _fleet_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    told = summary.get("fleet")
-    if told is None:
-        return {}
-    mean, lasted = told.get("mean_replicas"), summary.get("duration")
-    hours = None if mean is None or lasted is None else mean * lasted / 3600.0
-    return {**told, "replica_hours": hours}
 
 
 def steps(

@@ -19,7 +19,7 @@ from servetwin.core import BadInput, Shape
 from servetwin.core.arithmetic import float_sum
 
 from ...workload.traces.bench_file import is_bench
-from . import compare_llm_runs, compare_quality
+from . import compare_fleets, compare_llm_runs, compare_quality
 from .run_files import batch_lines, read_json, request_lines
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         tables = compare_llm_runs.tables_of(a.meta)
         out["steps"] = compare_llm_runs.steps(batch_lines(first), batch_lines(second), tables)
     out["iterations"] = _iterations(a, b)
-    if fleets := compare_llm_runs.fleet(a.summary, b.summary, _pair):
-        out["fleet"] = fleets
+    out |= compare_fleets.figures(a.summary, b.summary, _pair)
     first_cost, second_cost = (run.summary.get("cost") for run in (a, b))
     if first_cost is not None and second_cost is not None:
         out["cost"] = {name: _pair(first_cost[name], second_cost.get(name)) for name in first_cost}

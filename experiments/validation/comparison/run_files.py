@@ -15,7 +15,8 @@ from servetwin.core import BadInput
 from servetwin.core.files import plain
 from typing_extensions import TypedDict
 
-from .compare_llm_runs import FIGURES, FLEET
+from .compare_fleets import COMPARED
+from .compare_llm_runs import FIGURES
 
 #: The most bytes of a file of one object, of a line.
 MOST_WHOLE, MOST_LINE = 64 << 20, 16 << 20
@@ -250,12 +251,13 @@ def _counted(found: dict[str, Any], where: str) -> dict[str, Any]:
         for name in FIGURES:
             value = figures.get(name)
             _number(value, f"llm.{stage}.{name}", where)
-    fleet = found.get("fleet")
-    if fleet is not None:
-        checked(fleet, dict[str, Any], f"{where}: fleet")
-        _number(found.get("duration"), "duration", where)
-        for name in [key for key, *_ in FLEET]:
-            _number(fleet.get(name), f"fleet.{name}", where)
+    for part, keys in COMPARED.items():
+        told = found.get(part)
+        if told is not None:
+            checked(told, dict[str, Any], f"{where}: {part}")
+            _number(found.get("duration"), "duration", where)
+            for name, *_ in keys:
+                _number(told.get(name), f"{part}.{name}", where)
     if "requests" in found:
         counts = {name: found[name] for name in ("requests", "met", "late", "dropped", "failed", "finished")}
         wrong = next((name for name, n in counts.items() if not 0 <= n <= counts["requests"]), None)

@@ -11,6 +11,7 @@ import pytest
 from servetwin.core import BadInput
 from servetwin.experiments.assembly import build
 from servetwin.experiments.spec.experiment import Experiment
+from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation.comparison import compare_runs
 from test_autoscalers import LLM, scaled
 from test_engine_options import AHEAD, FP8, drafts, experiment, hosted
@@ -107,4 +108,26 @@ def test_replicas_that_come_and_go_are_compared(servetwin, tmp_path: Path) -> No
     summary["fleet"]["starts"] = "many"
     (one / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(BadInput, match=r"fleet\.starts is many"):
+        compare_runs.compare(one, two)
+
+
+def test_failures_are_compared(servetwin, tmp_path: Path) -> None:
+    plain = experiment(tmp_path, {})
+    one = ran(plain, tmp_path / "plain")
+    first = json.loads((one / "requests.jsonl").read_text().splitlines()[0])["arrival"]
+    script = [{"at": first + 1e-3, "kind": "fail", "device": device, "for": 1.0} for device in ("gpu0", "gpu0.2")]
+    told = {"detect_seconds": 0.2, "retry": {"attempts": 3}, "script": script}
+    failing = load(plain.as_dict(), [("deployment.replicas", 2), ("deployment.faults", told)])
+    two = ran(failing, tmp_path / "failing")
+    summary = json.loads((two / "summary.json").read_text())
+    found = compare_runs.compare(one, two)["faults"]
+    assert found["failures"] == {"first": None, "second": 2, "gap": None}
+    assert found["visits_lost"]["second"] == summary["faults"]["visits_lost"] > 0
+    lines = [line for line in servetwin("compare", one, two)[1].splitlines() if "visits lost" in line]
+    assert lines[0].split()[-1] == str(summary["faults"]["visits_lost"])
+    rows = {row["metric"]: row["second"] for row in compare(one, two)}
+    assert rows["seconds until a failure was noticed, mean"] == pytest.approx(0.2)
+    summary["faults"]["gave_up"] = "all"
+    (two / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(BadInput, match=r"faults\.gave_up is all"):
         compare_runs.compare(one, two)

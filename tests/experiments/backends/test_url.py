@@ -276,4 +276,5 @@ def test_where_one_fails_nothing_stays_open():
 
     with Serving(answers=slow) as server:
         asyncio.run(sent(server.url))
-    assert len(asked_for) == 4 and still  # the list of models, and three that had begun
+    assert len(asked_for) == 4  # the list of models, and three that had begun
+    assert still

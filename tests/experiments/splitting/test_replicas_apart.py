@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servetwin.core import Summary
 from servetwin.core.errors import PolicyFault
 from servetwin.experiments.assembly.build import build
 from servetwin.experiments.spec.loading import load
@@ -122,6 +123,20 @@ def test_long_workloads_go_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dealing, "READ", 11)
     assert same(fleet(requests=400, replicas=4, classes=CLASSES)) == expected
     assert rolled
+
+
+@pytest.mark.parametrize("policy", ["vllm-v1", "edf-llm"])  # by numbers, and request by request
+def test_latencies_of_many_requests_go_by_a_file(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digit what all of them in memory tell, of classes and tenants as well, on several cores too."""
+    chosen = fleet(policy, requests=400, replicas=4, classes=CLASSES, slo={"prefill": 3.0, "decode": 1.5})
+    expected = same(chosen)
+    put_away = []
+    real = Summary.put_away
+    monkeypatch.setattr(Summary, "put_away", lambda summary: (put_away.append(summary), real(summary)))
+    monkeypatch.setattr(Summary, "most", 60)
+    assert same(chosen) == expected
+    assert len(put_away) > 8
+    assert one_run.run(chosen, 2).as_dict() == expected
 
 
 def test_many_tokens_are_counted_in_bins_either_way(monkeypatch: pytest.MonkeyPatch) -> None:

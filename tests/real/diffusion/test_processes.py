@@ -88,12 +88,21 @@ def test_what_is_wrong_in_a_process_is_told_as_elsewhere(tmp_path):
         twin("tiny-dit", processes=True, weights=tmp_path).serve("edf", [Request(0, 0.0, 60.0, {"dit": 2})])
 
 
-def test_one_device_only():
-    here = twin("tiny-dit", processes=True)
-    stages, workers = here.system("edf")
-    workers[1].device = "gpu1"
-    with pytest.raises(BadInput, match="on 2 devices"):
-        here.server.serve(stages, workers, [Request(0, 0.0, 60.0, {"dit": 2})])
+def test_devices_that_are_one_cpu_share_its_slots():
+    """A request goes on to a worker of another device: what the first left in its slot is there."""
+    images = []
+    for device in ("gpu0", "gpu1"):
+        made = {}
+        here = twin("tiny-dit", processes=True)
+        stages, workers = here.system("edf")
+        workers[1].device = device
+        requests = [Request(i, i * 0.02, 60.0, {"dit": 4}) for i in range(3)]
+        here.server.serve(
+            stages, workers, requests, sink=lambda number, image, made=made: made.setdefault(number, image)
+        )
+        images.append(made)
+    assert sorted(images[0]) == sorted(images[1]) == [0, 1, 2]
+    assert all(int((images[0][i].int() - images[1][i].int()).abs().max()) <= 1 for i in range(3))
 
 
 def test_from_the_command_line_until_ctrl_c(monkeypatch, capsys, tmp_path):
