@@ -295,13 +295,15 @@ def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> Ru
     """A new run folder that holds *meta* and the resolved *experiment*. Raises `BadInput` if it cannot be made."""
     try:
         recorder = RunFolder(folder, meta)
+        recorder.add_file("experiment.yaml", yaml_io.write(experiment.as_dict()))
     except FileExistsError:
         if not folder.is_dir():
             raise BadInput("this is a file, not a folder", where=str(folder), right="another --out") from None
-        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
+        unfinished = "" if (folder / "summary.json").exists() else ", one that did not come to its end"
+        what, right = f"the folder holds a run already{unfinished}", "another --out"
+        raise BadInput(what, where=str(folder), right=f"{right}, or remove it" if unfinished else right) from None
     except OSError as error:
         raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
-    (folder / "experiment.yaml").write_text(yaml_io.write(experiment.as_dict()), encoding="utf-8")
     return recorder
 
 
@@ -334,13 +336,17 @@ def _note_reads(folder: Path) -> None:
 @contextmanager
 def said_where(folder: Path | None) -> Iterator[None]:
     """Let what a signal ends (Ctrl-C becomes a `Stopped`) say that its records are in *folder*."""
-    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+
+    def kept() -> str:
+        there = folder is not None and (folder / "meta.json").exists()
+        return f"; what was recorded is in {folder}" if there else ""
+
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(f"interrupted{kept}") from None
+        raise Stopped(f"interrupted{kept()}") from None
     except Stopped as stop:
-        raise Stopped(f"{stop}{kept}", stop.exit_code) from None
+        raise Stopped(f"{stop}{kept()}", stop.exit_code) from None
 
 
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
