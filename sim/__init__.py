@@ -11,6 +11,7 @@
 `transports`        how long requests are under way between workers
 `time`              the calendar, what a batch demands, noise
 `llm`               lanes of LLM engines, and the short way of a lone one
+`fleets`            the short way of replicas behind a router that looks at how they stand
 ==================  =====================================================================================
 """
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engines import Anything, Linear, Log, view_of
@@ -186,7 +187,7 @@ class FaultyEngines:
             own = type(view)(
                 view.stage,
                 view.limits,
-                estimate_prefill=times.prefill,
+                estimate_prefill=partial(prefill_of_some, times),
                 estimate_decode=times.decode,
                 estimate_step=times.step,
                 slo=SLO,
@@ -222,6 +223,12 @@ class FaultyEngines:
 
 seconds = st.sampled_from([0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0])
 kinds = st.sampled_from(["fail", "crash", "pause", "slow", "late", "lost"])
+
+
+def prefill_of_some(times: Linear, tokens: int, *more: float) -> float:
+    """What a prefill takes; as of profiles, nothing is known of less than one token."""
+    assert tokens >= 1, f"a prefill of {tokens} tokens"
+    return times.prefill(tokens, *more)
 
 
 @st.composite

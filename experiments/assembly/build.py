@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -80,6 +80,8 @@ class Run:
     meter: Meter | None = None
     #: Gives the workers anew, and what they compute on.
     remake: apart.Remake = field(kw_only=True)
+    #: Gives the requests of the experiment anew; None: others are sent.
+    redraw: Callable[[], Iterator[Request]] | None = field(default=None, kw_only=True)
 
     def play(self, *, columns: bool = True) -> Summary:
         """Serve all requests, in simulated time; *columns* is as in `servetwin.sim.llm.columns.play`, and without it
@@ -87,8 +89,11 @@ class Run:
         from servetwin.sim.llm.columns import play
         from servetwin.sim.llm.look_ahead_lane import may_look_ahead
 
-        if columns and len(self.loop.serving) == 1 < len(self.loop.workers) and apart.why_whole(self) is None:
-            return self._play_apart()
+        if columns and len(self.loop.serving) == 1 < len(self.loop.workers):
+            if apart.why_whole(self) is None:
+                return self._play_apart()
+            if apart.side_by_side(self):
+                return self.told({})
         stops = self.experiment.system.stop_after is not None  # tokens of steps in flight would count, or not
         alone = self.sessions is None  # else who ends at one engine may bring a request to another
         self.executor.looks_ahead = columns and not stops and alone and may_look_ahead(self.loop)
@@ -137,7 +142,7 @@ class Run:
 
     def send(self, requests: Iterable[Request]) -> None:
         """Let *requests*, in order of arrival, be those that are sent, at their times."""
-        self.source, self.sessions = iter(requests), None
+        self.source, self.sessions, self.redraw = iter(requests), None, None
 
     def planned(self) -> Iterator[Request]:
         """The requests that are sent, in order of arrival; where each is sent when others have ended, session by
@@ -258,8 +263,8 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
     if meter is not None:
         loop.hear_batch = meter.hearing(loop.hear_batch)
     if not load.in_turns:
-        source = requests(experiment, slo.seconds, trace, contexts=limits)
-        return Run(experiment, loop, executor, source, recorder, meter=meter, remake=remake)
+        redraw = partial(requests, experiment, slo.seconds, trace, contexts=limits)
+        return Run(experiment, loop, executor, redraw(), recorder, meter=meter, remake=remake, redraw=redraw)
     if cut := sessions.about(experiment, slo.seconds, trace, limits):
         recorder.summary.input["sessions"] = cut
     made = sessions.sessions(experiment, slo.seconds, trace, contexts=limits)
@@ -290,13 +295,15 @@ def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> Ru
     """A new run folder that holds *meta* and the resolved *experiment*. Raises `BadInput` if it cannot be made."""
     try:
         recorder = RunFolder(folder, meta)
+        recorder.add_file("experiment.yaml", yaml_io.write(experiment.as_dict()))
     except FileExistsError:
         if not folder.is_dir():
             raise BadInput("this is a file, not a folder", where=str(folder), right="another --out") from None
-        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
+        unfinished = "" if (folder / "summary.json").exists() else ", one that did not come to its end"
+        what, right = f"the folder holds a run already{unfinished}", "another --out"
+        raise BadInput(what, where=str(folder), right=f"{right}, or remove it" if unfinished else right) from None
     except OSError as error:
         raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
-    (folder / "experiment.yaml").write_text(yaml_io.write(experiment.as_dict()), encoding="utf-8")
     return recorder
 
 
@@ -329,13 +336,17 @@ def _note_reads(folder: Path) -> None:
 @contextmanager
 def said_where(folder: Path | None) -> Iterator[None]:
     """Let what a signal ends (Ctrl-C becomes a `Stopped`) say that its records are in *folder*."""
-    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+
+    def kept() -> str:
+        there = folder is not None and (folder / "meta.json").exists()
+        return f"; what was recorded is in {folder}" if there else ""
+
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(f"interrupted{kept}") from None
+        raise Stopped(f"interrupted{kept()}") from None
     except Stopped as stop:
-        raise Stopped(f"{stop}{kept}", stop.exit_code) from None
+        raise Stopped(f"{stop}{kept()}", stop.exit_code) from None
 
 
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:

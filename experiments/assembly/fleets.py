@@ -151,4 +151,4 @@ def faults_stand_on(spec: FaultsSpec | None) -> list[str]:
     for what, start in starts:
         phases = ", ".join(f"{n.replace('_', '-')} {seconds:g} s" for n, seconds in start.phases.items() if seconds)
         found.append(f"{what} is stated ({phases}): {start.source}")
-    return found
+    return list(dict.fromkeys(found))  # one that crashes again and again is told of once

@@ -1,11 +1,12 @@
 """Fleets: what a request costs behind so many replicas, and how much memory a long load takes.
 
-python -m servetwin.experiments.bench.fleet REPLICAS ROUTER REQUESTS [--week] [--jobs N]
+python -m servetwin.experiments.bench.fleet REPLICAS ROUTER REQUESTS [--week] [--jobs N] [--calendar]
 
 OPT-13B on an H100 under vllm-v1, steps with the profile's noise, at 70 % of the rate that saturates a replica, with
-the full report. With ``--week`` the requests come over a week instead, more by day than by night and half as many at
-the weekend. (The shape is made up: it has the days and weekends that the Azure LLM inference trace of 2024 shows,
-Stojkovic et al., "DynamoLLM", HPCA 2025, and none of its numbers.) Prints what was measured as JSON.
+the full report. With ``--calendar`` all engines go by one calendar, as where numbers do not do. With ``--week`` the
+requests come over a week instead, more by day than by night and half as many at the weekend. (The shape is made up:
+it has the days and weekends that the Azure LLM inference trace of 2024 shows, Stojkovic et al., "DynamoLLM", HPCA
+2025, and none of its numbers.) Prints what was measured as JSON.
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ def week(rate: float, requests: int) -> dict[str, Any]:
     return {"process": "schedule", "rate": rate / 1.5, "points": points, "wave": wave, "until": 7 * period}
 
 
-def measure(replicas: int, router: str, requests: int, *, weekly: bool = False, jobs: int = 1) -> dict[str, Any]:
-    """Run it in this process (and *jobs* others): seconds and MiB."""
+def measure(
+    replicas: int, router: str, requests: int, *, weekly: bool = False, jobs: int = 1, calendar: bool = False
+) -> dict[str, Any]:
+    """Run it in this process (and *jobs* others), by the *calendar* if that is asked for: seconds and MiB."""
     rate = SATURATED * SHARE * replicas
     arrivals = week(rate, requests) if weekly else {"process": "poisson", "rate": rate}
     slo = {"prefill": None, "decode": None, "limits": {"ttft_ms": 1000, "tpot_ms": 120}}
@@ -65,7 +68,7 @@ def measure(replicas: int, router: str, requests: int, *, weekly: bool = False, 
     }
     experiment = load("opt-13b-h100", [*given.items()])
     cpu, wall = time.process_time(), time.perf_counter()
-    summary = build(experiment, Recorder()).play() if jobs == 1 else one_run.run(experiment, jobs)
+    summary = build(experiment, Recorder()).play(columns=not calendar) if jobs == 1 else one_run.run(experiment, jobs)
     report = summary.as_dict()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -102,8 +105,12 @@ def main() -> None:
     parser.add_argument("requests", type=int)
     parser.add_argument("--week", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--calendar", action="store_true")
     asked = parser.parse_args()
-    print(json.dumps(measure(asked.replicas, asked.router, asked.requests, weekly=asked.week, jobs=asked.jobs)))
+    if asked.calendar and asked.jobs != 1:
+        parser.error("--calendar goes with one process (right would be: without --jobs)")
+    how = {"weekly": asked.week, "jobs": asked.jobs, "calendar": asked.calendar}
+    print(json.dumps(measure(asked.replicas, asked.router, asked.requests, **how)))
 
 
 if __name__ == "__main__":

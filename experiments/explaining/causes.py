@@ -26,6 +26,7 @@ class Cause(StrEnum):
     RECOMPUTED = "recomputed"  #: an engine computed anew what a preemption had lost
     ALONE = "served alone"  #: the part of its own batches that they would have taken for it alone
     SHARED = "shared"  #: what its own batches took longer: for the others in them, or for noise and neighbours
+    FAILURE = "failure"  #: its worker failed, or its message was lost, and it had not been sent again yet
     UNTOLD = "not recorded"  #: the records hold no batches of that worker
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,11 @@ def _explained(
         there = taken.get(way[part.visit].worker, ()) if way else ()
         parts += split([part], there) if there else [part]
     for index, visit in enumerate(way):
+        if visit.lost_last < visit.until:  # it was never sent again
+            parts = [p if p.visit != index else replace(p, end=min(p.end, visit.lost_last)) for p in parts]
+            parts = [p for p in parts if p.visit != index or p.end > p.start]
+            parts.append(Part(index, Cause.FAILURE, max(visit.came, visit.lost_last), visit.until))
+    for index, visit in enumerate(way):
         if whole_records.CUT_OFF in notes:
             own = whole_records.without_end(parts, window.last.get(visit.worker, end))
             parts = [new if old.visit == index else old for old, new in zip(parts, own, strict=True)]
@@ -271,7 +276,11 @@ def _time_of(
     now = record["arrival"]
     for index, visit in enumerate(way):
         if visit.came > now:
-            yield Part(index, Cause.TRANSFER, now, visit.came)
+            sent = min(max(now, visit.lost_first), visit.came)
+            if sent > now:
+                yield Part(index, Cause.TRANSFER, now, sent)
+            if visit.came > sent:
+                yield Part(index, Cause.FAILURE, sent, visit.came)
         ran = window.ran.get(visit.worker, ())
         if visit.worker in window.silent:
             if visit.until > visit.came:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from servetwin.core import BadInput
@@ -23,6 +24,9 @@ class Visit:
     came: float
     until: float
     stay: Mapping[str, Any]
+    #: Where it was lost, and begun anew: when it was first sent; of one that was not sent again, when it was lost.
+    lost_first: float = inf
+    lost_last: float = inf
 
     @property
     def finished(self) -> bool:
@@ -83,13 +87,19 @@ def way_of(record: Mapping[str, Any], inputs: Inputs) -> list[Visit]:
     while last is not None:
         found.append(last)
         last = _before(last, stays, found, inputs)
-    return [_visit(record["id"], stay, end) for stay in reversed(found)]
+    return [_visit(record["id"], stay, end, record.get("attempts", ())) for stay in reversed(found)]
 
 
-def _visit(number: int, stay: Mapping[str, Any], end: float) -> Visit:
+def _visit(number: int, stay: Mapping[str, Any], end: float, attempts: Sequence[Mapping[str, Any]]) -> Visit:
     until = stay["finished"] if stay["finished"] is not None else end
     came = min(stay["queued"], until)
-    return Visit(number, stay["stage"], stay["worker"] or stay["stage"], came, until, stay)
+    first = last = inf
+    lost = [one for one in attempts if one["stage"] == stay["stage"]]
+    if lost and "prompt" not in stay:  # a language model's visit goes on where it was
+        first = min(one["queued"] for one in lost)
+        if stay["finished"] is None and lost[-1]["lost"] >= came:
+            last = lost[-1]["lost"]
+    return Visit(number, stay["stage"], stay["worker"] or stay["stage"], came, until, stay, first, last)
 
 
 def _last(record: Mapping[str, Any], stays: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

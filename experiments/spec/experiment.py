@@ -12,7 +12,7 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
@@ -31,12 +31,19 @@ from .shapes import ShapeDraw, StepActionsSpec
 # -- what arrives ---------------------------------------------------------------------------------------
 
 
+def _not_constant(cv: Any) -> Any:
+    """Without variation gaps are equal, and that is a process of its own."""
+    if cv == 0 and not isinstance(cv, bool):
+        raise PydanticCustomError("constant", "greater than or equal to 0.001; for equal gaps, process: constant")
+    return cv
+
+
 class Gamma(Strict):
     """Gaps from a gamma distribution: *rate* requests per second, *cv* the coefficient of variation of the gaps."""
 
     process: Literal["gamma"]
     rate: Positive
-    cv: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
+    cv: Annotated[float, BeforeValidator(_not_constant), Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 
 
 class Poisson(Strict):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from servetwin.core import Batch, Recorder, Request, ServingLoop, Summary, Worker
+from servetwin.core import Batch, Recorder, Request, ServeTwinError, ServingLoop, Summary, Worker
 from servetwin.core.isolation.answers import fault
 from servetwin.core.isolation.code_inspection import own
 from servetwin.core.isolation.integrity import comes_along
@@ -23,6 +23,7 @@ from servetwin.core.serving.dispatch import state_of
 from servetwin.sim.llm.columns import play
 from servetwin.sim.llm.request_columns import TokenColumns
 
+from ..registry import router_registry
 from ..spec.experiment import Experiment
 from .dealing import Dealt, chooser
 
@@ -58,11 +59,14 @@ class Built(Protocol):
     @property
     def remake(self) -> Remake: ...
     @property
+    def redraw(self) -> Callable[[], Iterator[Request]] | None: ...
+    @property
     def meter(self) -> Metering | None: ...
 
 
-def why_whole(run: Built) -> str | None:
-    """Why the replicas of *run* are not simulated one by one; None if they can be."""
+def why_whole(run: Built, *, looked_at: bool = False) -> str | None:
+    """Why the replicas of *run* are not simulated one by one; None if they can be. *looked_at*: their router may look
+    at how they stand."""
     loop, recorder = run.loop, run.recorder
     devices = [worker.device for worker in loop.workers]
     routers = loop.dispatcher.routers if loop.dispatcher is not None else []
@@ -81,7 +85,7 @@ def why_whole(run: Built) -> str | None:
         (bool(loop.handovers), "requests are handed over between engines"),
         (run.sessions is not None, "when requests are sent hangs on answers"),
         (run.experiment.system.stop_after is not None, "the run is cut off after its last request"),
-        (dynamic is not None, f"the router {dynamic} looks at how workers stand"),
+        (dynamic is not None and not looked_at, f"the router {dynamic} looks at how workers stand"),
         (type(run.source) is not TokenColumns, "requests say more than lengths and a class"),
         (loop.budget is not None, "the SLO is shared out among stages"),
         (
@@ -93,6 +97,48 @@ def why_whole(run: Built) -> str | None:
         (type(recorder.summary) is not TokenSummary, "tokens are counted in a window of time"),
     ]
     return next((why for holds, why in found if holds), None)
+
+
+def side_by_side(run: Built) -> bool:
+    """Serve the requests of *run* by replicas side by side, each as numbers, behind a router that looks
+    (`servetwin.sim.fleets`); whether that could be done. If not, nothing of *run* has been touched."""
+    loop, routings = run.loop, run.experiment.deployment.routings
+    router = loop.dispatcher.usual if loop.dispatcher is not None else None
+    if (
+        run.redraw is None
+        or run.meter is not None
+        or not run.recorder.wants_token_times
+        or len(routings) > 1
+        or router is None
+        or router.static
+        or not comes_along(type(router))
+        or any(chosen.stale for chosen in routings.values())
+        or why_whole(run, looked_at=True) is not None
+    ):
+        return False
+    # Loaded where it is used: most runs have no routers.
+    from servetwin.sim.fleets.fed_engine import Whole
+    from servetwin.sim.fleets.side_by_side import SideBySide
+
+    (chosen,) = routings.values()
+    workers, executor = run.remake()
+    source, summary = run.redraw(), run.recorder.summary
+    assert isinstance(source, TokenColumns)
+    try:
+        each = SideBySide(
+            cast("list[TokenWorker]", workers),
+            executor,
+            router_registry.make(chosen.name, chosen.params),
+            run.experiment.seed,
+            source,
+            lambda worker: TokenSummary({worker.stage.name: cast("TokenDeadlines | None", worker.view.slo)}),
+        )
+        each.play(summary.outcomes)
+    except (Whole, ServeTwinError):  # what is wrong is told where it happens in the ordinary course
+        return False
+    each.count(summary)
+    summary.held = executor.watch.told(summary.sizes)
+    return True
 
 
 class OneByOne:

@@ -17,10 +17,9 @@ from servetwin.core.routing import Kept, WorkerState
 from ._device_load import DeviceLoad
 
 
-def load(worker: WorkerState) -> tuple[float, float]:
-    """Seconds that the requests at *worker* still take, each alone, and how many there would be with one more."""
-    left = worker.left()
-    return float_sum(left), float(len(left) + 1)
+def load(worker: WorkerState) -> float:
+    """Seconds that the requests at *worker* still take, each alone."""
+    return float_sum(worker.left())
 
 
 class LeastLoaded(DeviceLoad):
@@ -28,13 +27,14 @@ class LeastLoaded(DeviceLoad):
 
     def start(self, workers: Sequence[WorkerState], seed: int) -> None:
         super().start(workers, seed)
-        self.kept: dict[str, Kept[tuple[float, float]]] = {}
+        self.kept: dict[str, Kept[float]] = {}
         if len(self.on) == len(workers) and all(worker.kind == "engine" for worker in workers):
             for stage in dict.fromkeys(worker.stage.name for worker in workers):
                 served = [worker for worker in workers if worker.stage.name == stage]
                 self.kept[stage] = Kept(served, load, timed=True)
         self.offered: Sequence[WorkerState] = ()
         self.kinds: list[int] = []  # of those offered last: `WorkerState.alike`
+        self.first: dict[int, WorkerState] = {}  # of each kind
 
     def weights(self, request: Request, workers: Sequence[WorkerState], now: float) -> list[float]:
         kept = self.kept.get(workers[0].stage.name)
@@ -42,16 +42,16 @@ class LeastLoaded(DeviceLoad):
             return [self.weight(request, worker, now) for worker in workers]
         if workers is not self.offered:
             self.offered, self.kinds = workers, [worker.alike() for worker in workers]
-        alone: dict[int, float] = {}
-        for kind, worker in zip(self.kinds, workers, strict=True):
-            if kind not in alone:
-                alone[kind] = worker.alone(request)
+            self.first = dict(zip(reversed(self.kinds), reversed(workers), strict=True))
         loads = kept.of(workers)
+        alone = {kind: worker.alone(request) for kind, worker in self.first.items()}
         if len(alone) == 1:
             (more,) = alone.values()
-            return [(seconds + more) * many / many for seconds, many in loads]
-        return [(load[0] + alone[kind]) * load[1] / load[1] for load, kind in zip(loads, self.kinds, strict=True)]
+            return [load + more for load in loads]
+        return [load + alone[kind] for load, kind in zip(loads, self.kinds, strict=True)]
 
     def weight(self, request: Request, worker: WorkerState, now: float) -> float:
         alone = [seconds for seconds, _ in self.jobs(request, worker)]
+        if worker.kind == "engine" and len(self.on[worker.device]) == 1:
+            return float_sum(alone)  # what counts is all there is to do
         return float_sum(alone) * self.stretch(worker, len(alone)) / len(alone)

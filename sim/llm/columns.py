@@ -16,7 +16,7 @@ Every number is computed by the same operations in the same order as in `servetw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from heapq import heappush
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,7 +65,7 @@ def play(loop: ServingLoop, executor: EngineExecutor, source: Iterator[Request],
                 ahead = executor.ahead_lane(each)
                 if ahead is not None:
                     attach_runs(loop, each.engine, ahead)
-    if columns and type(source) is TokenColumns and _fits(loop, executor, source):
+    if columns and type(source) is TokenColumns and fits(loop, executor, source):
         worker = loop.workers[0]
         assert isinstance(worker, TokenWorker)
         engine = worker.engine
@@ -78,7 +78,7 @@ def play(loop: ServingLoop, executor: EngineExecutor, source: Iterator[Request],
     executor.run_until_idle()
 
 
-def _fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> bool:
+def fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> bool:
     """Whether a single engine, without a host of its own or deciding ahead, is all there is, and nobody hears of its
     batches or looks at single requests."""
     worker, recorder, summary = loop.workers[0], loop.recorder, loop.recorder.summary
@@ -146,14 +146,20 @@ def _counts_alone(engine: TokenEngine) -> bool:
     return tokens.promise is slo and all(type(own) in known for own in several)
 
 
+#: How an engine stands when it is left: time, tick, when it is ready, free blocks, context and number of those that
+#: decode, the places of the first without a token, of the first that is not taken in, and of who comes next.
+Left = tuple[float, int, float, int, int, int, int, int, int]
+
+
 class Columns(ColumnRequests):
     """An engine on *lane* that is left to itself, again and again."""
 
-    __slots__ = ("lane",)
+    __slots__ = ("lane", "until")
 
     def __init__(self, engine: TokenEngine, lane: TokenLane, source: TokenColumns, client: Client) -> None:
         super().__init__(engine, lane.timing, lane.env, source, client)
         self.lane = lane
+        self.until = NEVER  # all that come before then are known
 
     def go_on(self, step: Step, now: float) -> float | None:
         """As `run`, if that is possible, and the client then waits for what comes next; else None."""
@@ -189,10 +195,21 @@ class Columns(ColumnRequests):
 
     def run(self, rule: bool | Fill, repeat: Repeat, now: float) -> float:
         """Go on from *now* by *rule*, which stands for all steps, while nobody waits; *repeat* was said of steps in
-        which all decode. Gives when to ask the policy again; ``source.row`` is then what comes next.
+        which all decode. Gives when to ask the policy again; ``source.row`` is then what comes next."""
+        try:
+            next(self.steps(rule, repeat, now))
+        except StopIteration as over:
+            left: Left = over.value
+            *stands, head, taken, tail = left
+            self._close(*stands)  # type: ignore[arg-type]
+            self._objects(head, taken, min(tail, self.edge), tail)
+            return left[0]
+        raise AssertionError("all that come are known")
 
-        All that changes from step to step is in local variables, and calls are by request rather than by step.
-        """
+    def steps(self, rule: bool | Fill, repeat: Repeat, now: float) -> Generator[Left, None, Left]:
+        """The steps from *now* on: gives how the engine stands at the end of a step at *until* or later, before which
+        who comes is to be known, and when the word has ended or nobody comes any more. (All that changes from step to
+        step is in local variables, and calls are by request rather than by step.)"""
         engine, lane = self.engine, self.lane
         mixed = isinstance(rule, Fill)
         pick, leave = chunks(self, rule) if isinstance(rule, Fill) else whole_prompts(self), leaves(self)
@@ -201,10 +218,14 @@ class Columns(ColumnRequests):
         free, context, decoding = engine.view.free_blocks, engine.view.context, engine.view.decoding
         tick, ready, counted, gaps = engine.ticks.count, lane.ready, self.counted, self.gaps
         arrivals, prompts, lengths = self.arrivals, self.prompts, self.lengths
-        admits, firsts, tell = self.admits, self.firsts, self.tell
+        admits, firsts, tell, until = self.admits, self.firsts, self.tell, self.until
         edge, due, head, taken, tail = self.edge, arrivals[0], 0, 0, 0
         while True:
             if due <= now:
+                if now >= until:
+                    yield now, tick, ready, free, context, decoding, head, taken, tail
+                    edge, due, until = self.edge, arrivals[tail], self.until
+                    continue
                 tail += 1
                 while arrivals[tail] <= now:
                     tail += 1
@@ -264,9 +285,7 @@ class Columns(ColumnRequests):
                 break
             else:
                 now = due  # nobody is here
-        self._close(now, tick, ready, free, context, decoding)
-        self._objects(head, taken, min(tail, edge), tail)
-        return now
+        return now, tick, ready, free, context, decoding, head, taken, tail
 
     def _close(self, now: float, tick: int, ready: float, free: int, context: int, decoding: int) -> None:
         """Leave clock, view and summary as the ordinary way would."""

@@ -244,6 +244,12 @@ class TokenEngineAhead(TokenEngine):
 
     def fail(self, now: float) -> list[TokenTask]:
         lost = super().fail(now)
+        for (
+            task
+        ) in lost:  # what was in flight of it was not computed: to routers it stands where it was heard of last
+            stands = task.prompt + task.base_generated - (1 if task.base_generated else 0)
+            if task.base_computed > stands:
+                task.base_computed = stands
         self.flights.clear()
         self._unheard.clear()
         self._debt, self._free, self.settled = 0.0, now, now

@@ -169,12 +169,13 @@ class ChatRun:
 @dataclass(frozen=True)
 class Simulated:
     """What the simulation says of a run: requests that *met* their limits and that *finished* (means over seeds),
-    latencies of the latter, and as `ChatRun.hit_rate`."""
+    latencies of the latter, as `ChatRun.hit_rate`, and what each seed met."""
 
     met: float
     finished: float
     latencies: Latencies
     hit_rate: float | None = None
+    met_by_seed: tuple[int, ...] = ()
 
 
 def is_chat(path: Path) -> bool:
@@ -221,6 +222,7 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
 def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
     """*run* by *profile*, with so many seeds of the noise."""
     met = finished = 0.0
+    by_seed: list[int] = []
     rates: list[float] = []
     rows: list[tuple[float, int, float, float]] = []
     with run.spec(profile) as experiment:
@@ -235,10 +237,12 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
             summary = made.play()
             rate = summary.as_dict().get("prefix_cache_hit_rate")
             rates += [rate] if rate is not None else []
+            by_seed.append(summary.met)
             met += summary.met / seeds
             finished += summary.finished / seeds
             rows += [(run.requests[i][0], run.requests[i][3], *ends) for i, ends in sorted(log.ends.items())]
-    return Simulated(met, finished, _latencies(rows), float(np.mean(rates)) if rates else None)
+    rate = float(np.mean(rates)) if rates else None
+    return Simulated(met, finished, _latencies(rows), rate, tuple(by_seed))
 
 
 def _beginnings(run: ChatRun, experiment: Experiment) -> Sequence[Any]:

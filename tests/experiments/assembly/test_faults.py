@@ -167,3 +167,23 @@ def test_what_does_not_go_together_is_refused_by_name(toy: Path) -> None:
 
     with pytest.raises(BadInput, match="the bound knows no devices that fail"):
         most_met(faulty(toy))
+
+
+def test_a_router_weighs_what_was_lost_ahead_of_its_engine() -> None:
+    """Steps that were scheduled ahead are lost with their engine: until that is noticed, who had them stands where it
+    was, and wants no prefill of fewer than no tokens."""
+    script = [{"at": 1.5, "kind": "fail", "device": "gpu0", "for": 2}]
+    workload = {**LLM["workload"], "requests": 120, "arrivals": {"process": "poisson", "rate": 40.0}}
+    source = {**LLM, "extends": "opt-13b-h100-async", "workload": workload}
+    run, log = checked(faulty(source, script=script))
+    assert run.experiment.deployment.router == "least_loaded"
+    assert log.summary.input["faults"]["visits_lost"] > 0
+    assert log.summary.finished == 120
+
+
+def test_a_restart_that_is_stated_twice_is_told_once() -> None:
+    script = [{"at": at, "kind": "crash", "worker": "llm", "restart": RESTART} for at in (1, 4)]
+    _, log = checked(faulty(LLM, script=script))
+    told = [line for line in log.summary.input["basis"] if line.startswith("a restart of llm ")]
+    assert len(told) == 1
+    assert log.summary.input["faults"]["failures"] == 2

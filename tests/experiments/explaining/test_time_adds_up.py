@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import faulty_worlds
 import graphs
 import pytest
 import worlds
@@ -67,6 +68,31 @@ def test_of_diffusion(tmp_path_factory, world) -> None:
             if task.finished is not None:
                 assert own[0].start == task.started
                 assert own[-1].end == task.finished
+
+
+@given(faulty_worlds.faulty_worlds())
+@settings(max_examples=60)
+def test_of_workers_that_fail(tmp_path_factory, world) -> None:
+    """From when it was first sent to a worker that lost it until it was sent for the last time is that failure's."""
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunFolder(folder, {"kind": "simulated"})
+    world.run(recorder)
+    recorder.close()
+    lines = records(folder)
+    for one in whole(folder):
+        attempts = lines[one.id].get("attempts", ())
+        failures = [p for p in one.spans if p.cause is Cause.FAILURE]
+        assert attempts or not failures
+        stays = {stay["stage"]: stay for stay in lines[one.id]["stages"]}
+        for index, stage in enumerate(one.stages):
+            lost = [attempt for attempt in attempts if attempt["stage"] == stage.stage]
+            again = [attempt["lost"] for attempt in lost if attempt["lost"] < stays[stage.stage]["queued"]]
+            own = [p for p in failures if p.visit == index]
+            if again:
+                assert any(p.start <= again[0] <= p.end for p in own)
+            if lost and one.reason and one.reason.startswith(f"{lost[-1]['worker']} failed"):
+                assert own[-1].start == pytest.approx(lost[-1]["lost"])
+                assert own[-1].end == one.ended
 
 
 @given(graphs.worlds())

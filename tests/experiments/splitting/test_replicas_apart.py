@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,56 @@ def test_any_fleet_reports_the_same(
     ))  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def served():
+    """How many runs went as numbers, of those that would as far as anybody knows before, and how many began anew."""
+    counted: Counter[bool] = Counter()
+    yield counted
+    assert counted[True] > 3 * counted[False] > 0
+
+
+@given(
+    st.sampled_from(["vllm", "vllm-v1", "vllm-v1", "sarathi"]), st.integers(2, 5),
+    st.sampled_from(["jsq", "least_loaded", {"name": "power_of_two", "params": {"choices": 2}}]),
+    lengths, arrivals, slos, st.booleans(), st.sampled_from([{}, {}, {}, {"blocks": 250}, {"stamp": "seen"}]),
+    st.integers(0, 99), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_behind_routers_that_look_reports_are_the_same(
+    served, policy, replicas, router, lengths, arrivals, slo, noise, engine, seed, classes
+) -> None:
+    more = {"classes": CLASSES} if classes else {}
+    more |= {"arrivals": arrivals, "slo": slo, "noise": noise, "engine": engine, "seed": seed}
+    chosen = fleet(policy, replicas, router, lengths=lengths, **more)
+    run, plain = build(chosen), build(chosen)
+    found, expected = run.play(), plain.play(columns=False)
+    served[run.loop.batches == 0] += 1
+    assert found.as_dict() == expected.as_dict()
+    assert results_of(chosen, found) == results_of(chosen, expected)
+
+
+@pytest.mark.parametrize(("more", "numbers"), [
+    ({}, True),
+    ({"router": {"name": "jsq", "stale": 0.1}}, False),
+    ({"router": "least_violating"}, False),
+    ({"router": "central"}, False),
+    ({"policy": "edf-llm"}, False),
+    ({"base": "opt-13b-h100-async"}, False),
+    ({"priced": True}, False),
+])  # fmt: skip
+def test_what_goes_as_numbers_behind_routers_that_look(more: dict, numbers: bool) -> None:
+    chosen = fleet(**{"router": "jsq", "requests": 30} | more)
+    run = build(chosen)
+    assert run.play().as_dict() == build(chosen).play(columns=False).as_dict()
+    assert (run.loop.batches == 0) is numbers
+
+
+def test_requests_of_somebody_else_are_those_that_are_sent() -> None:
+    run = build(fleet(router="jsq"))
+    run.send(build(fleet(router="jsq", seed=5, requests=20)).source)
+    assert run.play().requests == 20
+
+
 def test_long_workloads_go_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = same(fleet(requests=400, replicas=4, classes=CLASSES))
     rolled = []
@@ -186,7 +237,7 @@ def test_static_routers_of_users(tmp_path: Path) -> None:
 
 def test_a_router_that_says_it_is_static_and_looks_is_at_fault(tmp_path: Path) -> None:
     (tmp_path / "looks.py").write_text(BY_CLASS.format(static=True, asks="workers[0].present"))
-    with pytest.raises(PolicyFault, match=r"looks\.py.*it is static, and asks how things stand at llm"):
+    with pytest.raises(PolicyFault, match=r"^router \w+ \(looks\.py:\d+\): it is static, and asks how"):
         build(fleet(router=str(tmp_path / "looks.py"))).play()
     (tmp_path / "honest.py").write_text(BY_CLASS.format(static=False, asks="workers[0].present"))
     assert build(fleet(router=str(tmp_path / "honest.py"))).play().requests == 80

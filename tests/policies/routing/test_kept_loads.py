@@ -98,10 +98,12 @@ def world(base: str = "opt-13b-h100", policy: str = "vllm-v1", router: object = 
     output=OUTPUTS,
     arrivals=ARRIVALS,
     seed=st.integers(0, 9),
+    columns=st.booleans(),
 )
-def test_what_is_kept_is_what_workers_tell(looks, router, stale, **drawn) -> None:
+def test_what_is_kept_is_what_workers_tell(looks, router, stale, columns, **drawn) -> None:
     before = looks["asked"]
-    summary = build(world(router={"name": router, "stale": stale} if stale else router, **drawn)).play()
+    run = build(world(router={"name": router, "stale": stale} if stale else router, **drawn))
+    summary = run.play(columns=columns)
     assert summary.as_dict()["requests"] == 80
     assert looks["asked"] > before
 

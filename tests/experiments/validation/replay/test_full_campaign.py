@@ -3,6 +3,7 @@ the device is as the profile says, the host was not, and that is what the gaps a
 
 import numpy as np
 import pytest
+from held_points import hold
 from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.experiments.validation.replay import chat, run_steps
 from servetwin.profiles import load
@@ -36,7 +37,9 @@ def test_runs_are_within_three_points_but_for_those_that_are_named(
 ) -> None:
     profile, found = chat.read(FOLDER / f"runs-{name}.json.gz")
     assert len(found) == runs
-    gaps = {number(run): abs(chat.gap(run, chat.simulate(run, profile, 2))) for run in found}
+    said = {run.name: chat.simulate(run, profile, 2) for run in found}
+    hold(f"h200-full/runs-{name}.json.gz", {name: one.met for name, one in said.items()}, 2)
+    gaps = {number(run): abs(chat.gap(run, said[run.name])) for run in found}
     assert {k: gap for k, gap in gaps.items() if gap > named.get(k, 3.4)} == {}
     assert np.mean([*gaps.values()]) <= mean
     for others in chat.trivial(found).values():
