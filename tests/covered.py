@@ -3,13 +3,15 @@
     make coverage                       # everything, a quarter of an hour of two idle cores; the table of packages
     python tests/covered.py --missing core/serving    # and the lines and branches that nothing takes
 
-Each file of tests is run by itself and what it took is kept in ``build/coverage``: what was begun goes on, and
-``tests/mutants.py`` asks there which tests reach a line. `make clean` forgets it. The exit code is 1 under `LEAST`.
+Each file of tests is run by itself and what it took is kept in ``build/coverage`` until that file or one of the
+packages changes: what was begun goes on, and ``tests/mutants.py`` asks there which tests reach a line. The exit code
+is 1 under `LEAST`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -41,7 +43,6 @@ SETTINGS = """
 branch = True
 source = {packages}
 parallel = True
-data_file = {kept}/data
 [report]
 exclude_also =
     if TYPE_CHECKING:
@@ -75,28 +76,37 @@ def pytest_sessionfinish() -> None:
         Path(told).write_text(json.dumps(_took))
 
 
+def _digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"\0".join(str(file).encode() + b"\0" + file.read_bytes() for file in files)).hexdigest()
+
+
 def record(folders: Iterable[str] = TESTS) -> None:
-    """Run each file of tests in *folders* that was not run before."""
+    """Run each file of tests in *folders* that was not run before with what there is now."""
     KEPT.mkdir(parents=True, exist_ok=True)
+    code = _digest(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
     settings = KEPT / "settings.ini"
-    settings.write_text(SETTINGS.format(packages=",".join(PACKAGES), kept=KEPT))
+    settings.write_text(SETTINGS.format(packages=",".join(PACKAGES)))
     places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     for folder in folders:
         for file in sorted((ROOT / "tests" / folder).rglob("test_*.py")):
             name = file.relative_to(ROOT).as_posix().replace("/", "_")
             log = KEPT / f"{name}.log"
-            if (KEPT / f"{name}.done").exists():
+            done, of = KEPT / f"{name}.done", f"{code} {_digest([file])}"
+            if done.exists() and done.read_text() == of:
                 continue
+            for old in KEPT.glob(f"data.{name}.*"):
+                old.unlink()
             options = ["-p", "covered", "-p", "no:cacheprovider", "-p", "no:xdist"]
             tests = ["-m", "pytest", *options, "-m", "not slow and not gpu"]
-            command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", *tests, str(file)]
+            kept = [f"--data-file={KEPT / 'data'}.{name}"]
+            command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", *kept, *tests, str(file)]
             env[SECONDS] = str(KEPT / f"{name}.json")
             with log.open("w") as told:
-                code = subprocess.run(command, cwd=ROOT, env=env, check=False, stdout=told, stderr=told).returncode
-            if code not in (0, 5):  # 5: it has slow tests only
+                ended = subprocess.run(command, cwd=ROOT, env=env, check=False, stdout=told, stderr=told).returncode
+            if ended not in (0, 5):  # 5: it has slow tests only
                 raise SystemExit(f"{file.relative_to(ROOT)} fails: see {log.relative_to(ROOT)}")
-            (KEPT / f"{name}.done").touch()
+            done.write_text(of)
 
 
 def found() -> coverage.Coverage:

@@ -6,6 +6,7 @@
     python tests/soak.py --worlds 20000 --only worlds
     python tests/soak.py --faults 10000 --only faults
     python tests/soak.py --mutants 300 --only mutants
+    python tests/soak.py --only coverage
 
 A damaged file must end in one line with exit code 2, or in an answer; a run's memory must not grow with its requests
 beyond what it says of each; no world may break an invariant; of small changes in the code the tests must notice 85 %.
@@ -364,6 +365,11 @@ def try_mutants(count: int, seed: int) -> int:
     return 1 if code else 0
 
 
+def try_coverage() -> int:
+    """Measure which lines and branches the tests take (``tests/covered.py``); gives 1 if too few, else 0."""
+    return 1 if subprocess.run([sys.executable, str(HERE / "covered.py")], check=False).returncode else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged files of each kind")
@@ -373,7 +379,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=20_000, help="worlds in which workers fail")
     parser.add_argument("--mutants", type=int, default=1000, help="changes in the code that the tests are to notice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants"])
+    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants", "coverage"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -384,6 +390,7 @@ def main() -> int:
         "worlds": lambda: try_worlds(given.worlds, given.seed),
         "faults": lambda: try_faults(given.faults, given.seed),
         "memory": lambda: try_memory(given.requests),
+        "coverage": try_coverage,
         "mutants": lambda: try_mutants(given.mutants, given.seed),
     }
     failed = sum(trial() for name, trial in trials.items() if given.only in (None, name))
