@@ -193,8 +193,7 @@ def try_formats(count: int, seed: int, first: int = 0) -> int:
                 if fault:
                     own += 1
                     say(f"FAILED {kind}: input {number} of seed {seed}: {fault}")
-                for left in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
-                    (folder / left).unlink(missing_ok=True)
+                remove_results(folder)
                 if time.monotonic() - said > BETWEEN:
                     said = time.monotonic()
                     say(f"  {kind}: {number + 1 - first} of {count}")
@@ -203,6 +202,12 @@ def try_formats(count: int, seed: int, first: int = 0) -> int:
             say(f"{kind}: {count} damaged, {own} neither refused in a line nor answered, {count / took:.0f}/s")
             failed += own
     return failed
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what commands have written: the next one is to begin anew."""
+    for name in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def fault_of(command: tuple[object, ...]) -> str | None:
