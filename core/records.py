@@ -29,10 +29,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from .files import make, remove_empty
 from .json_lines import JsonLines
 from .metrics import Summary
 from .policy import Batch
@@ -185,6 +187,8 @@ class RunFolder(Recorder):
 
     What ended is in the files when the run is over, however it ends; a process that is killed outright may lose the
     last lines (`servetwin.core.json_lines`), some hundred where requests go as numbers (`servetwin.sim.llm.columns`).
+    The summary is written last, whole or not at all, so a folder without one is of no whole run. A run that fails
+    before anything was recorded leaves nothing.
     """
 
     wants_batches = True
@@ -195,11 +199,38 @@ class RunFolder(Recorder):
         super().__init__()
         self.folder = folder
         self.promises: Mapping[str, Promise] = NONE  # of LLM stages that have one, by name
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "meta.json").open("x") as file:  # of two runs into one folder, one is refused
-            file.write(json.dumps(meta, indent=2) + "\n")
-        self._requests = JsonLines(folder / "requests.jsonl")
-        self._batches = JsonLines(folder / "batches.jsonl")
+        self._made = make(folder)
+        self._files: list[Path] = []
+        file = (folder / "meta.json").open("x")  # of two runs into one folder, one is refused
+        self._files.append(folder / "meta.json")
+        try:
+            with file:
+                file.write(json.dumps(meta, indent=2) + "\n")
+            self._requests, self._batches = self._lines("requests.jsonl"), self._lines("batches.jsonl")
+        except OSError:
+            self._remove()
+            raise
+
+    def _lines(self, name: str) -> JsonLines:
+        self._files.append(self.folder / name)
+        return JsonLines(self.folder / name)
+
+    def add_file(self, name: str, text: str) -> None:
+        """Write a file beside the records, that says what the run is; raises `OSError`, and then leaves nothing."""
+        self._files.append(self.folder / name)
+        try:
+            self._files[-1].write_text(text, encoding="utf-8")
+        except OSError:
+            self._requests.close()
+            self._batches.close()
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """Leave nothing of what was written."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        remove_empty(self._made)
 
     def ended(self, request: Request, now: float) -> None:
         super().ended(request, now)
@@ -219,8 +250,20 @@ class RunFolder(Recorder):
         self._batches.add_lines(lines)
 
     def close(self, *, complete: bool = True) -> None:
-        """Close the files and, if the run came to its end, write the summary."""
-        self._requests.close()
-        self._batches.close()
+        """Close the files and, if the run came to its end, write the summary; if not, and nothing was recorded, leave
+        nothing."""
+        try:
+            self._requests.close()
+        finally:
+            self._batches.close()
         if complete:
-            (self.folder / "summary.json").write_text(json.dumps(self.summary.as_dict(), indent=2) + "\n")
+            beside = self.folder / "summary.json.new"
+            try:
+                beside.write_text(json.dumps(self.summary.as_dict(), indent=2) + "\n", encoding="utf-8")
+                beside.replace(self.folder / "summary.json")
+            except OSError:
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
+                raise
+        elif not any((self.folder / name).stat().st_size for name in ("requests.jsonl", "batches.jsonl")):
+            self._remove()

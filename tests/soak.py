@@ -6,6 +6,7 @@
     python tests/soak.py --worlds 20000 --only worlds
     python tests/soak.py --faults 10000 --only faults
     python tests/soak.py --mutants 300 --only mutants
+    python tests/soak.py --only coverage
 
 A damaged file must end in one line with exit code 2, or in an answer; a run's memory must not grow with its requests
 beyond what it says of each; no world may break an invariant; of small changes in the code the tests must notice 85 %.
@@ -98,6 +99,71 @@ def formats(folder: Path) -> dict[str, Format]:
     sweep = "extends: dit-s2-256-rtx4090\nset: {requests: 3}\ngrid: {policy: [edf], rate: [2, 4]}\n"
     command = ("sweep", folder / "w.yaml", "--out", folder / "w.csv", "--jobs", 1, "--no-cache")
     found["sweep file"] = Format(sweep, "w.yaml", command)
+    return found | traces(folder) | recordings(folder)
+
+
+#: By sample of a trace that comes along, how its requests are served.
+SERVED = {
+    "diffusion.csv": "{extends: dit-s2-256-rtx4090, workload: {ARRIVALS, steps: {dit: {draw: trace}}}}",
+    "katz.json": "{extends: dit-s2-256-rtx4090, workload: {ARRIVALS}}",
+    "requests.txt": "{extends: dit-s2-256-rtx4090, workload: {ARRIVALS}}",
+    **dict.fromkeys(
+        ("azure.csv", "burstgpt.csv", "mooncake.jsonl", "vllm-bench.json"),
+        "{extends: opt-13b-a6000, workload: {ARRIVALS, draws: seeded, lengths: {llm: {prompt: {draw: constant, "
+        "tokens: 9}, output: {draw: trace}, limit: 64, truncate: true}}}}",
+    ),
+}
+LISTS = {"arrival": [0.0, 0.5, 0.75, 2.0], "steps": [20, 30, 25, 20], "class": ["a", "b", "a", "b"]}
+TALKS = [
+    {"id": str(n), "conversations": [{"from": w, "value": "some words " * n} for w in ("human", "gpt")]}
+    for n in range(1, 4)
+]
+
+
+def traces(folder: Path) -> dict[str, Format]:
+    """One of each form of a trace that is not plain JSON lines, and of conversations that become one."""
+    from servetwin.experiments.workload import traces as package
+
+    samples = Path(package.__file__).parent / "samples"
+    texts = {name: (samples / name).read_text(encoding="utf-8") for name in SERVED}
+    served = SERVED | {"lists.json": SERVED["diffusion.csv"]}
+    texts["lists.json"] = json.dumps(LISTS)
+    found = {}
+    for name, text in texts.items():
+        size = ", size: 512x512" if name in ("diffusion.csv", "requests.txt") else ""  # of several
+        arrivals = f"requests: null, arrivals: {{process: trace, file: {json.dumps(str(folder / name))}{size}}}"
+        (folder / f"{name}.yaml").write_text(served[name].replace("ARRIVALS", arrivals), encoding="utf-8")
+        found[f"trace, {name}"] = Format(text, name, ("run", folder / f"{name}.yaml"))
+    command = ("convert", folder / "talks.json", "--form", "sharegpt", "--characters-per-token", 4, "--delay", 1)
+    found["conversations"] = Format(json.dumps(TALKS), "talks.json", (*command, "--out", folder / "o.csv"))
+    return found
+
+
+def recordings(folder: Path) -> dict[str, Format]:
+    """One of each kind of recorded runs beside those of diffusion models, with few requests."""
+    from servetwin.experiments.registry.catalog import MEASURED
+
+    few = {
+        "llm-few.json.gz": "h100/llm-opt-13b.json.gz",
+        "runs-few.json.gz": "h200-lengths/runs-opt-13b.json.gz",
+        "folders-few.json.gz": "h200-pair/folders-sd15-512.json.gz",
+        "external-few.json.gz": "rtx4090/external-llama-3.1-8b.json.gz",
+    }
+    found = {}
+    for name, source in few.items():
+        with gzip.open(MEASURED / source) as file:
+            content = json.load(file)
+        for run in (runs := content.get("runs", [content])[:1]):
+            for key, values in run.items():
+                if (isinstance(values, list) and len(values) > 100) or key == "outcome":
+                    run[key] = values[:6]
+            if "summary" in run:  # which counts them
+                ends = {"met": "m", "late": "l", "dropped": "d", "failed": "f"}
+                run["summary"] |= {"requests": 6, **{name: run["outcome"].count(c) for name, c in ends.items()}}
+                run["summary"]["finished"] = run["summary"]["met"] + run["summary"]["late"]
+        content = {**content, "runs": runs} if "runs" in content else content
+        score = ("score", folder / name, "--out", folder / "o.csv", "--seeds", 1, "--jobs", 1)
+        found[f"recording, {name.partition('-')[0]}"] = Format(json.dumps(content), name, score, packed=True)
     return found
 
 
@@ -110,15 +176,16 @@ def damage(form: Format, draw: random.Random) -> bytes:
     return gzip.compress(data, 1, mtime=0) if form.packed else data
 
 
-def try_formats(count: int, seed: int) -> int:
-    """Damage each kind of file *count* times; gives how many were not refused in a line, or answered."""
+def try_formats(count: int, seed: int, first: int = 0) -> int:
+    """Damage each kind of file *count* times, from the input of number *first* on; gives how many were not refused in
+    a line, or answered."""
     failed = 0
     with tempfile.TemporaryDirectory(prefix="servetwin-soak-") as name:
         folder = Path(name)
         for kind, form in formats(folder).items():
             whole = form.text.encode()
             refused, began, said, own = 0, time.monotonic(), time.monotonic(), 0
-            for number in range(count):
+            for number in range(first, first + count):
                 draw = random.Random(f"{kind} {seed} {number}")
                 (folder / form.path).write_bytes(damage(form, draw))
                 fault = fault_of(form.command)
@@ -126,16 +193,21 @@ def try_formats(count: int, seed: int) -> int:
                 if fault:
                     own += 1
                     say(f"FAILED {kind}: input {number} of seed {seed}: {fault}")
-                for left in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
-                    (folder / left).unlink(missing_ok=True)
+                remove_results(folder)
                 if time.monotonic() - said > BETWEEN:
                     said = time.monotonic()
-                    say(f"  {kind}: {number + 1} of {count}")
+                    say(f"  {kind}: {number + 1 - first} of {count}")
             (folder / form.path).write_bytes(gzip.compress(whole) if form.packed else whole)
             took = time.monotonic() - began
             say(f"{kind}: {count} damaged, {own} neither refused in a line nor answered, {count / took:.0f}/s")
             failed += own
     return failed
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what commands have written: the next one is to begin anew."""
+    for name in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def fault_of(command: tuple[object, ...]) -> str | None:
@@ -293,25 +365,32 @@ def try_mutants(count: int, seed: int) -> int:
     return 1 if code else 0
 
 
+def try_coverage() -> int:
+    """Measure which lines and branches the tests take (``tests/covered.py``); gives 1 if too few, else 0."""
+    return 1 if subprocess.run([sys.executable, str(HERE / "covered.py")], check=False).returncode else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged files of each kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them: to try them in slices")
     parser.add_argument("--requests", type=int, default=10_000_000, help="in each way of serving")
     parser.add_argument("--worlds", type=int, default=100_000)
     parser.add_argument("--faults", type=int, default=20_000, help="worlds in which workers fail")
     parser.add_argument("--mutants", type=int, default=1000, help="changes in the code that the tests are to notice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants"])
+    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants", "coverage"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve(given.serve, given.requests)
         return 0
     trials: dict[str, Callable[[], int]] = {
-        "formats": lambda: try_formats(given.inputs, given.seed),
+        "formats": lambda: try_formats(given.inputs, given.seed, given.first),
         "worlds": lambda: try_worlds(given.worlds, given.seed),
         "faults": lambda: try_faults(given.faults, given.seed),
         "memory": lambda: try_memory(given.requests),
+        "coverage": try_coverage,
         "mutants": lambda: try_mutants(given.mutants, given.seed),
     }
     failed = sum(trial() for name, trial in trials.items() if given.only in (None, name))

@@ -51,7 +51,7 @@ from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from . import engine_options, groups, handovers, stated
 from .costs import Meter, costs
-from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
+from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of, slowed
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
@@ -227,7 +227,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
-    options = experiment.time.model_dump()
+    options = experiment.time.model_dump(exclude={"host"})
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
     specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}
@@ -295,13 +295,15 @@ def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> Ru
     """A new run folder that holds *meta* and the resolved *experiment*. Raises `BadInput` if it cannot be made."""
     try:
         recorder = RunFolder(folder, meta)
+        recorder.add_file("experiment.yaml", yaml_io.write(experiment.as_dict()))
     except FileExistsError:
         if not folder.is_dir():
             raise BadInput("this is a file, not a folder", where=str(folder), right="another --out") from None
-        raise BadInput("the folder holds a run already", where=str(folder), right="another --out") from None
+        unfinished = "" if (folder / "summary.json").exists() else ", one that did not come to its end"
+        what, right = f"the folder holds a run already{unfinished}", "another --out"
+        raise BadInput(what, where=str(folder), right=f"{right}, or remove it" if unfinished else right) from None
     except OSError as error:
         raise BadInput(error.strerror or "cannot be written", where=str(folder), right="a folder of yours") from None
-    (folder / "experiment.yaml").write_text(yaml_io.write(experiment.as_dict()), encoding="utf-8")
     return recorder
 
 
@@ -334,13 +336,17 @@ def _note_reads(folder: Path) -> None:
 @contextmanager
 def said_where(folder: Path | None) -> Iterator[None]:
     """Let what a signal ends (Ctrl-C becomes a `Stopped`) say that its records are in *folder*."""
-    kept = f"; what was recorded is in {folder}" if folder is not None else ""
+
+    def kept() -> str:
+        there = folder is not None and (folder / "meta.json").exists()
+        return f"; what was recorded is in {folder}" if there else ""
+
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(f"interrupted{kept}") from None
+        raise Stopped(f"interrupted{kept()}") from None
     except Stopped as stop:
-        raise Stopped(f"{stop}{kept}", stop.exit_code) from None
+        raise Stopped(f"{stop}{kept()}", stop.exit_code) from None
 
 
 def make_slo(experiment: Experiment, profiles: dict[str, Profile]) -> SLO:
@@ -398,6 +404,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             )
             ahead = settings.asynchronous or settings.limits.pipeline_parallel_size > 1
             host = host_ahead(profile, costs=experiment.time.costs) if ahead else None
+            if experiment.time.host is not None:
+                host = slowed(host, profile, experiment.time)
             role = spec.role or "both"
             engine = TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role)
             if spec.engine is not None and spec.engine.speculative_config is not None:

@@ -13,6 +13,7 @@ from typing import TextIO
 import typer
 from servetwin.core import ServeTwinError
 from servetwin.core.errors import PolicyFault, Stopped
+from servetwin.core.files import remove_empty
 from servetwin.core.invariants import watchdog
 from typer.main import get_command_name
 
@@ -33,7 +34,10 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     watchdog.give_up = _give_up
-    sys.exit(_flushed(_run()))
+    code = _flushed(_run())
+    if code:
+        remove_empty()
+    sys.exit(code)
 
 
 def _flushed(code: int) -> int:

@@ -87,4 +87,7 @@ def _raised(policies: Sequence[object], error: BaseException) -> str | None:
 def _in_our_words(policies: Sequence[object], error: BaseException) -> str | None:
     """What is to be told if an error of ServeTwin's was raised by a user's policy, or by what it called."""
     theirs = [policy for policy in policies if not comes_along(type(policy))]
+    names = tuple(named(policy).split(" (")[0] for policy in theirs)
+    if isinstance(error, PolicyFault) and str(error).startswith(names):
+        return None  # it names the one that is at fault already
     return _raised(theirs, error) if theirs else None

@@ -12,7 +12,7 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from servetwin.core import BadInput
 from servetwin.profiles import Kind
@@ -20,6 +20,7 @@ from servetwin.profiles import Kind
 from .keys.autoscaler import AutoscalerSpec
 from .keys.faults import FaultsSpec
 from .keys.field_types import Count, NotNegative, Positive, Strict, Weight
+from .keys.host_factors import Host
 from .keys.memory import CardSpec
 from .keys.prices import Price
 from .keys.routing import HandoverSpec, RouterSpec, Routing
@@ -31,12 +32,19 @@ from .shapes import ShapeDraw, StepActionsSpec
 # -- what arrives ---------------------------------------------------------------------------------------
 
 
+def _not_constant(cv: Any) -> Any:
+    """Without variation gaps are equal, and that is a process of its own."""
+    if cv == 0 and not isinstance(cv, bool):
+        raise PydanticCustomError("constant", "greater than or equal to 0.001; for equal gaps, process: constant")
+    return cv
+
+
 class Gamma(Strict):
     """Gaps from a gamma distribution: *rate* requests per second, *cv* the coefficient of variation of the gaps."""
 
     process: Literal["gamma"]
     rate: Positive
-    cv: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
+    cv: Annotated[float, BeforeValidator(_not_constant), Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 
 
 class Poisson(Strict):
@@ -497,6 +505,7 @@ class Time(Strict):
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
     table its last value is used, instead of an error. *unmeasured*: workers on one device whose slowdown of each
     other the profile does not contain are "refused", or the device is "shared" in time among those that are busy.
+    *host*: launching the steps of engines of language models takes so many times what the profile says.
     """
 
     table: Literal["measured", "scheduler", "corrected"] = "measured"
@@ -508,6 +517,7 @@ class Time(Strict):
     session: Annotated[str, AfterValidator(_moment)] | None = None
     hold: bool = False
     unmeasured: Literal["refused", "shared"] = "refused"
+    host: Host | None = None
 
 
 class Experiment(Strict):
@@ -546,6 +556,8 @@ class Experiment(Strict):
             for key in ("handover", "role", "prices", "actions", "autoscaler", "faults", "gpus", "cards"):
                 if key in said and said[key] is None:
                     del said[key]
+        if self.time.host is None:
+            del content["time"]["host"]
         for worker in plan["workers"]:
             drop_options(worker["engine"])
         for key in [key for key in ("trace", "sessions") if load[key] is None]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from servetwin.core import BadInput
+from servetwin.core.files import absolute
 
 from ..registry import policy_registry
 from ..registry.catalog import WORKLOADS, closest, suggest, workload_names
@@ -81,8 +82,7 @@ def locate(source: str | Path, base: Path | None = None) -> Path:
     if text.endswith((".yaml", ".yml")) or isinstance(source, Path):
         path = Path(text).expanduser()
         return path if base is None or path.is_absolute() else base / path
-    known = workload_names()
-    if text not in known:
+    if text not in (known := workload_names()):
         raise BadInput(f"unknown workload {text!r}", right=f"{suggest(text, known)}; or a file, experiment.yaml")
     return WORKLOADS / f"{text}.yaml"
 
@@ -125,7 +125,7 @@ def layers(source: str | Path | Tree) -> list[Layer]:
 
 
 def _path(text: str, base: Path) -> str:
-    return str((base / Path(text).expanduser()).resolve())
+    return str(absolute(base / Path(text).expanduser()))
 
 
 def _policy_path(name: str, base: Path) -> str:

@@ -342,7 +342,8 @@ def run_all_averaged(
 ) -> list[Row]:
     """The rows of *experiments*, each run with *seeds* seeds (its own and those that follow) and averaged.
 
-    What a measured run shows is one draw of its host's noise; the mean over several is what to expect.
+    What a measured run shows is one draw of its host's noise; the mean over several is what to expect. What each seed
+    met is under ``met_by_seed``.
     """
     every = [e.model_copy(update={"seed": e.seed + k}) for e in experiments for k in range(seeds)]
     rows = run_all(every, jobs=jobs, progress=progress)
@@ -350,7 +351,7 @@ def run_all_averaged(
     for i in range(0, len(rows), seeds):
         same = rows[i : i + seeds]
         mean = {name: _mean([row[name] for row in same]) for name in (*AVERAGED, *TOKENS) if name in same[0]}
-        means.append({**same[0], **mean})
+        means.append({**same[0], **mean, "met_by_seed": [row["met"] for row in same]})
     return means
 
 

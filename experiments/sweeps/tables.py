@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.core import BadInput
+from servetwin.core.files import make
 
 Row = dict[str, Any]
 
@@ -34,9 +35,10 @@ def check_plain(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that the user named, or raise `BadInput`."""
+    """Make a folder that the user named, or raise `BadInput`. It goes again if the command fails and leaves nothing
+    in it (`servetwin.core.files`)."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make(path)
     except OSError as error:
         raise BadInput(error.strerror or "cannot be made", where=str(path), right="a folder of yours") from None
 

@@ -33,6 +33,9 @@ from .comparison.compare_grids import PARAMS, Entry, Setting
 from .comparison.run_settings import otherwise
 from .comparison.run_table import MeasuredRun
 from .replay import (
+    agents as replay_agents,
+)
+from .replay import (
     chat as replay_chat,
 )
 from .replay import (
@@ -47,6 +50,7 @@ from .replay import (
 from .replay import (
     packed_runs,
 )
+from .replay.host_band import by_own_host
 
 if TYPE_CHECKING:
     from servetwin.sim.measured import TimeOptions
@@ -182,7 +186,7 @@ def _score_folders(
             tuple(r.changed),
             otherwise(r.experiment),
             latencies=tuple(replay_folder.latencies(r, row)),
-            notes=tuple(replay_folder.off_profile(r)),
+            notes=(*replay_folder.off_profile(r), *by_own_host(r, row, seeds, jobs)),
         )
         for r, row in zip(found, rows, strict=True)
     ]
@@ -246,7 +250,7 @@ def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOpt
             right = "a table, or run folders; of recordings only " + ", ".join(f"time.{name}" for name in terms)
             raise BadInput("recordings are repeated as they are", where=f"--set {path}", right=right)
         given[name] = value
-    kinds = (replay_llm.is_campaign, replay_external.is_external, replay_chat.is_chat)
+    kinds = (replay_llm.is_campaign, replay_external.is_external, replay_chat.is_chat, replay_agents.is_agents)
     tokens = [path for path in recordings if any(is_one(path) for is_one in kinds)]
     if given and (campaign := next(iter(tokens), None)) is not None:
         what = "recordings of language models are repeated as they are"
@@ -260,7 +264,10 @@ def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOpt
         name = str(first["loc"][0])
         right = first["msg"].removeprefix("Input should be ")
         raise BadInput(f"{given[name]!r} does not fit", where=f"--set time.{name}", right=right) from None
-    return TimeOptions(**{**time.model_dump(), "session": None})
+    if time.host is not None:
+        what = "launches are those of engines of language models"
+        raise BadInput(what, where="--set time.host", right="to leave it out")
+    return TimeOptions(**{**time.model_dump(exclude={"host"}), "session": None})
 
 
 def _recordings_in(path: Path) -> list[Path]:
@@ -287,7 +294,8 @@ def _score_recordings(
     campaigns = [path for path in paths if replay_llm.is_campaign(path)]
     externals = [path for path in paths if replay_external.is_external(path)]
     chats = [path for path in paths if replay_chat.is_chat(path)]
-    others = [path for path in paths if path not in (*campaigns, *externals, *chats)]
+    agents = [path for path in paths if replay_agents.is_agents(path)]
+    others = [path for path in paths if path not in (*campaigns, *externals, *chats, *agents)]
     found = [(recording, run) for recording in map(read_recording, others) for run in recording.runs]
     tasks = [(recording, run, seed, terms) for recording, run in found for seed in range(seeds)]
     rows = []
@@ -303,6 +311,7 @@ def _score_recordings(
     for i, (recording, run) in enumerate(found):
         same = rows[i * seeds : (i + 1) * seeds]
         mean: Row = {name: float_sum(row[name] for row in same) / seeds for name in ("met", "finished")}
+        mean["met_by_seed"] = [row["met"] for row in same]
         sent, met = len(run.outcome), run.outcome.count("m")
         measured = MeasuredRun(
             line=0,
@@ -327,6 +336,8 @@ def _score_recordings(
         scored += _score_campaign(path, seeds, jobs)
     for path in chats:
         scored += _score_chat(path, seeds)
+    for path in agents:
+        scored += _score_agents(path)
     open_ones = [path for path in externals if replay_external.read(path).measured is not None]
     for path in open_ones or externals[: not scored]:
         scored += _score_external(path)
@@ -369,8 +380,35 @@ def _score_chat(path: Path, seeds: int) -> list[Scored]:
         )
         cells = {"run": run.name, **{name: str(getattr(measured, name)) for name in run_table.COLUMNS}}
         row: Row = {"met": simulated.met, "finished": simulated.finished, "mean_batch_size": None}
+        row["met_by_seed"] = list(simulated.met_by_seed)
         sent_ones = _number_of([row[1:4] for row in run.requests])
         scored.append(Scored(replace(measured, cells=cells), row, seed=sent_ones))
+    return scored
+
+
+def _score_agents(path: Path) -> list[Scored]:
+    """Runs of a pipeline of language models. Their seeds draw their requests, so each is simulated once."""
+    recording = replay_agents.read(path)
+    scored = []
+    for one in replay_agents.compare(recording):
+        measured = MeasuredRun(
+            line=0,
+            cells={},
+            workload=recording["workload"],
+            policy=one.policy,
+            rate=one.rate,
+            cv=math.nan,
+            slo_factor=math.nan,
+            requests=one.requests,
+            met=one.met[0],
+            finished=one.finished[0],
+            start=None,
+            step_delta=None,
+        )
+        cells = {"run": one.name, **{name: str(getattr(measured, name)) for name in run_table.COLUMNS}}
+        row: Row = {"met": one.met[1], "finished": one.finished[1], "mean_batch_size": None}
+        row["met_by_seed"] = [one.met[1]]
+        scored.append(Scored(replace(measured, cells=cells), row))
     return scored
 
 
@@ -396,6 +434,7 @@ def _score_external(path: Path) -> list[Scored]:
         cells = {name: str(getattr(measured, name)) for name in run_table.COLUMNS}
         limits = {"ttft_limit_s": f"{at.ttft:.6g}", "tpot_limit_s": f"{at.tpot:.6g}"}
         row: Row = {"met": at.simulated, "finished": len(run.requests), "mean_batch_size": None}
+        row["met_by_seed"] = [at.simulated]
         scored.append(Scored(replace(measured, cells={**cells, **limits}), row))
     return scored
 
@@ -433,6 +472,7 @@ def of_tokens(campaign: replay_llm.Campaign, pairs: Iterable[replay_llm.Pair]) -
         known = (*run_table.COLUMNS, "repeat")
         cells = {name: str(getattr(run if name == "repeat" else measured, name)) for name in known}
         row: Row = {"met": simulated.good, "finished": simulated.finished, "mean_batch_size": None}
+        row["met_by_seed"] = list(simulated.by_draw)
         sent_ones = _number_of([(sent.prompt, sent.limit) for sent in run.requests])
         scored.append(Scored(replace(measured, cells=cells), row, seed=sent_ones))
     return scored

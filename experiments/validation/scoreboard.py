@@ -6,6 +6,10 @@ Each row is what ``servetwin score`` gives for the runs of one recording, and be
 simulate nothing. To score them all takes some ten minutes on two idle cores, so what came out is kept in
 ``experiments/measured/scoreboard.json``, with a hash of the recording. The command scores what is not kept or whose
 recording changed (all: ``--all``; some: their names), and writes the tables into both pages, between their markers.
+The runs one by one (`points`) are kept in ``experiments/measured/points.csv``, and have a page of their own. Where
+one of them is no longer within its limit its row is not kept and nothing is written, unless that is taken as it is
+(``--accept-outside``). ``--check`` keeps and writes nothing: it simulates all runs, with one seed each, and tells
+which have moved.
 """
 
 from __future__ import annotations
@@ -22,257 +26,21 @@ from typing import Any
 from servetwin.core import BadInput
 
 from ..registry.catalog import MEASURED, unknown
+from . import points
 from .baselines import PREDICTORS, Baseline, baselines
 from .comparison.compare_grids import decide, grids_of
+from .points import Judged, Point
 from .replay import chat as replay_chat
 from .replay import external as replay_external
 from .replay import llm as replay_llm
 from .score import SEEDS, Scored, entries, gaps_of, score
+from .scoreboard_rows import LIMIT, ROWS, WITHIN, Gap, Row
 
 #: What is kept.
 KEPT = MEASURED / "scoreboard.json"
 
 #: Folder of the checkout.
 ROOT = MEASURED.parents[1]
-
-#: (mean, largest) of the absolute gaps, in percentage points of the requests.
-Gap = tuple[float, float]
-
-#: How far off the simulation may be at most.
-LIMIT: Gap = (1.0, 3.0)
-
-#: Rows that are within `LIMIT`, and stay so: a program that loses one of them is not merged.
-WITHIN = (
-    "h100-quiet/diffusion",
-    "h200-policies/diffusion",
-    "h200-compiled/diffusion",
-    "h200-compiled-whole/diffusion",
-    "h200-pair",
-    "h200-long/llm-opt-13b.json.gz",
-    "h100-long/llm-opt-13b.json.gz",
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that are scored together: what they are, and what was said of them before they were seen.
-
-    *source* is below ``experiments/measured``. *blind* says in words whether the simulation was fixed before the runs
-    were seen, and *predicted* is its gap as it was then, from *report*, where that was written down. Without *dates*
-    nobody tells the simulation when the runs were made, nor what is known of that day.
-    """
-
-    source: str
-    what: str
-    report: str
-    blind: str
-    predicted: Gap | None = None
-    dates: bool = True
-
-    @property
-    def name(self) -> str:
-        return self.source if self.dates else f"{self.source}, dates unknown"
-
-
-ROWS = (
-    Row(
-        "neustream_ae.csv",
-        "5 image models, RTX 4090, NeuStream's own runs",
-        "reports/2026-11-neustream-artifact.md",
-        "no: the speed of the host on each date is fitted to them",
-    ),
-    Row(
-        "neustream_ae.csv",
-        "the same, host speeds not known",
-        "reports/2026-11-neustream-artifact.md",
-        "no: costs were measured from their logs",
-        dates=False,
-    ),
-    Row(
-        "h100-quiet/diffusion",
-        "5 image models, H100",
-        "reports/2026-11-h100-diffusion.md",
-        "profiles before runs, nothing fitted",
-    ),
-    Row(
-        "h200/diffusion",
-        "5 image models, H200",
-        "reports/2026-11-h200-diffusion.md",
-        "profiles before runs, nothing fitted",
-    ),
-    Row(
-        "h200-policies/diffusion",
-        "DiT-S/2 and Stable Diffusion 256, H200, our own policy beside NeuStream and EDF",
-        "reports/2026-11-h200-policies.md",
-        "predicted blind, nothing changed since",
-        (0.29, 1.00),
-    ),
-    Row(
-        "h200-compiled/diffusion",
-        "DiT-XL/2, compiled, and Stable Diffusion 512, not compiled, H200, three policies at and above the knee",
-        "reports/2026-11-h200-compiled.md",
-        "predicted blind; the program has changed since",
-        (0.27, 0.75),
-    ),
-    Row(
-        "h200-compiled-whole/diffusion",
-        "Stable Diffusion 512, compiled, H200, three policies at and above the knee",
-        "reports/2026-11-h200-compiled.md",
-        "predicted blind; the program has changed since",
-        (0.68, 1.40),
-    ),
-    Row(
-        "h200-pair",
-        "DiT-XL/2 and Stable Diffusion 512 on two H200s, behind routers and with stages apart",
-        "reports/2026-11-h200-pair.md",
-        "predicted blind, nothing changed since",
-        (0.52, 2.79),
-    ),
-    Row(
-        "h200-shapes",
-        "Stable Diffusion XL and FLUX.1 dev, requests of three sizes, H200, three policies and a new one",
-        "reports/2026-11-h200-shapes.md",
-        "predicted blind, nothing changed since",
-        (0.42, 2.33),
-    ),
-    Row(
-        "h200-long/llm-opt-13b.json.gz",
-        "OPT-13B in vLLM, four H200s",
-        "reports/2026-11-h200-llm.md",
-        "predicted blind; the program has changed since",
-        (0.96, 4.17),
-    ),
-    Row(
-        "h200-lengths/runs-llama-3.1-8b.json.gz",
-        "Llama-3.1-8B in vLLM as it is by default, two H200s, five policies, two kinds of lengths",
-        "reports/2026-11-h200-lengths.md",
-        "predicted blind, nothing changed since",
-        (2.11, 12.73),
-    ),
-    Row(
-        "h200-lengths/runs-opt-13b.json.gz",
-        "OPT-13B in vLLM as it is by default, H200, five policies, two kinds of lengths",
-        "reports/2026-11-h200-lengths.md",
-        "predicted blind, nothing changed since",
-        (3.07, 7.80),
-    ),
-    Row(
-        "h200-policies/runs-opt-13b.json.gz",
-        "OPT-13B in vLLM, H200, our own policy beside NeuStream's and vLLM's, at and past their knees",
-        "reports/2026-11-h200-policies.md",
-        "predicted blind, nothing changed since",
-        (3.71, 13.12),
-    ),
-    Row(
-        "h200-prefix/runs-llama-3.1-8b.json.gz",
-        "Llama-3.1-8B in vLLM with its prefix cache, H200, shared prompts and histories, our policy beside vLLM's",
-        "reports/2026-11-h200-prefix.md",
-        "predicted blind, nothing changed since",
-        (4.84, 17.18),
-    ),
-    Row(
-        "h200-cached/runs-llama-3.1-8b.json.gz",
-        "the same again, another H200, the profile mended before",
-        "reports/2026-11-h200-cached.md",
-        "predicted blind, nothing changed since",
-        (3.84, 9.97),
-    ),
-    Row(
-        "h200-requests/runs-llama-3.1-8b.json.gz",
-        "Llama-3.1-8B in vLLM as it is by default, H200, five policies, the profile made of requests too",
-        "reports/2026-11-h200-requests.md",
-        "predicted blind, nothing changed since",
-        (1.42, 5.50),
-    ),
-    Row(
-        "h200-requests/runs-llama-3.1-8b-caching.json.gz",
-        "the same with vLLM's prefix cache, shared prompts and histories, our policy beside vLLM's",
-        "reports/2026-11-h200-requests.md",
-        "predicted blind, nothing changed since",
-        (2.41, 5.43),
-    ),
-    Row(
-        "h200-requests/runs-llama-3.1-8b-elsewhere.json.gz",
-        "six of these runs on another machine, by the profile of the first: its host is slower",
-        "reports/2026-11-h200-requests.md",
-        "predicted blind, nothing changed since",
-        (5.85, 20.83),
-    ),
-    Row(
-        "h200-full/runs-llama-3.1-8b.json.gz",
-        "Llama-3.1-8B in vLLM as it is by default, H200, eight policies, two kinds of lengths, one profile",
-        "reports/2026-11-h200-full.md",
-        "predicted blind, nothing changed since",
-        (5.30, 63.94),
-    ),
-    Row(
-        "h200-full/runs-llama-3.1-8b-caching.json.gz",
-        "the same with vLLM's prefix cache, on the machine's other GPU",
-        "reports/2026-11-h200-full.md",
-        "predicted blind, nothing changed since",
-        (4.52, 10.01),
-    ),
-    Row(
-        "h200-full/runs-llama-3.1-8b-caching-gpu1.json.gz",
-        "these and four more on the first GPU ten minutes later, by the profile of the other",
-        "reports/2026-11-h200-full.md",
-        "predicted blind, nothing changed since",
-        (12.90, 36.41),
-    ),
-    Row(
-        "h200-full/runs-opt-13b.json.gz",
-        "OPT-13B in vLLM as it is by default, H200, six policies, four kinds of loads, one profile",
-        "reports/2026-11-h200-full.md",
-        "predicted blind, nothing changed since",
-        (2.33, 7.34),
-    ),
-    Row(
-        "h200-servers/runs-llama-3.1-8b.json.gz",
-        "Llama-3.1-8B in two of vLLM's own servers behind our router, two H200s, five routers",
-        "reports/2026-11-h200-servers.md",
-        "predicted blind, nothing changed since",
-        (2.00, 4.70),
-    ),
-    Row(
-        "h200-chat/runs-llama-3.1-8b.json.gz",
-        "Llama-3.1-8B in vLLM as it is by default, H200, four policies",
-        "reports/2026-11-h200-chat.md",
-        "predicted blind; the program has changed since",
-        (23.0, 65.6),
-    ),
-    Row(
-        "h200-chat/runs-opt-13b.json.gz",
-        "OPT-13B in vLLM as it is by default, H200, heavy-tailed lengths",
-        "reports/2026-11-h200-chat.md",
-        "predicted blind; the program has changed since",
-        (1.47, 4.4),
-    ),
-    Row(
-        "h100-long/llm-opt-13b.json.gz",
-        "OPT-13B in vLLM, four H100s",
-        "reports/2026-11-h100-llm.md",
-        "predicted blind; the program has changed since",
-        (0.87, 3.28),
-    ),
-    Row(
-        "h200-long/llm-opt-30b.json.gz",
-        "OPT-30B in vLLM, H200, short runs",
-        "reports/2026-11-h200-llm.md",
-        "no",
-    ),
-    Row(
-        "rtx4090",
-        "Llama-3.1-8B in vLLM, measured and its kernels timed by others, under 25 limits",
-        "explanation/validation.md#a-run-that-others-measured",
-        "no, and nothing fitted",
-    ),
-    Row(
-        "h100/llm-opt-13b-eager.json.gz",
-        "OPT-13B in vLLM without CUDA graphs, H100: runs that do not repeat themselves",
-        "reports/2026-11-h100-llm.md",
-        "no",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -300,10 +68,19 @@ def digest(source: str) -> str:
     return found.hexdigest()
 
 
-def of(row: Row, *, seeds: int = SEEDS, jobs: int = -1) -> Result:
-    """Score the runs of *row*."""
+def scored_of(row: Row, *, seeds: int = SEEDS, jobs: int = -1) -> list[Scored]:
+    """The runs of *row*, simulated."""
+    return score(MEASURED / row.source, seeds=seeds, jobs=jobs, dates=row.dates)
+
+
+def points_of(row: Row, scored: Sequence[Scored]) -> list[Point]:
+    """The points of *row*, of what `scored_of` gave."""
+    return points.points_of(row.name, row.was_blind, scored)
+
+
+def of(row: Row, scored: Sequence[Scored], *, seeds: int = SEEDS) -> Result:
+    """What *row* amounts to, of what `scored_of` gave."""
     path = MEASURED / row.source
-    scored = score(path, seeds=seeds, jobs=jobs, dates=row.dates)
     decided = decide(*grids_of(*entries(scored)))
     # The table itself is passed by: its other simulations are rows of their own.
     simpler = [b for b in baselines(Path(row.source).with_suffix(""), scored, seeds=seeds) if b.name in PREDICTORS]
@@ -362,14 +139,18 @@ def kept() -> dict[str, Result]:
 
 def stale(rows: Iterable[Row] = ROWS) -> list[Row]:
     """The rows of which nothing is kept, or of another recording."""
-    known = kept()
-    return [r for r in rows if r.name not in known or known[r.name].recording != digest(r.source)]
+    known, each = kept(), points.kept()
+    return [
+        r for r in rows if r.name not in known or r.name not in each or known[r.name].recording != digest(r.source)
+    ]
 
 
-def keep(row: Row, result: Result) -> None:
+def keep(row: Row, result: Result, own: Sequence[Point] = ()) -> None:
     found = {**kept(), row.name: result}
     lines = [f"{json.dumps(r.name)}: {json.dumps(asdict(found[r.name]))}" for r in ROWS if r.name in found]
     KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    each = {**points.kept(), row.name: own}
+    points.KEPT.write_text(points.text([each[r.name] for r in ROWS if r.name in each]), encoding="utf-8")
 
 
 def lost(found: dict[str, Result]) -> list[str]:
@@ -387,21 +168,41 @@ def lost(found: dict[str, Result]) -> list[str]:
 MARKERS = ("<!-- scoreboard: python -m servetwin.experiments.validation.scoreboard -->", "<!-- end of scoreboard -->")
 
 
-def short_table(found: dict[str, Result]) -> str:
+@dataclass(frozen=True)
+class Kept:
+    """Everything that is kept, by the names of rows."""
+
+    results: dict[str, Result]
+    points: dict[str, list[Point]]
+
+    def share_within(self, row: Row) -> str:
+        """How many of its points are within their limit."""
+        own = self.points[row.name]
+        return f"{sum(point.within_limit for point in own)}/{len(own)}"
+
+
+def everything() -> Kept:
+    return Kept(kept(), points.kept())
+
+
+def short_table(found: Kept) -> str:
     """The table of README.md, whose links are from the root of the checkout."""
     lines = [
-        "| measured runs | runs | predicted blind: mean / max | now: mean / max | best without simulating |"
-        " winners, pairs, curves |",
-        "|---|---|---|---|---|---|",
+        f"| measured runs | runs | predicted blind: mean / max | now: mean / max | within {points.LIMIT:g} |"
+        " best without simulating | winners, pairs, curves |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        one = found[row.name]
+        if not row.readme:
+            continue
+        one = found.results[row.name]
         best = min(one.others.values(), default=None)
         cells = [
             f"[{row.what}](docs/{row.report})",
             str(one.runs),
             _text(row.predicted) if row.predicted else "",
             _text(one.gap),
+            found.share_within(row),
             _text(best) if best else "",
             _decisions(one),
         ]
@@ -409,29 +210,47 @@ def short_table(found: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def full_table(found: dict[str, Result]) -> str:
+def full_table(found: Kept) -> str:
     """The tables of docs/reference/scoreboard.md."""
     lines = [
         "| `servetwin score experiments/measured/...` | what was measured | runs | scores | blind? | predicted |"
-        " now | winners | pairs | curves |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f" now | within {points.LIMIT:g} | winners | pairs | curves |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        one = found[row.name]
+        one = found.results[row.name]
         source = f"`{row.source}`" if row.dates else f"`{row.source} --baselines`, its line *without run dates*"
         shares = [f"{a}/{b}" if b else "" for a, b in (one.winners, one.pairs, one.curves)]
         said = _text(row.predicted) if row.predicted else ""
         what = f"[{row.what}](../{row.report})"
-        cells = [source, what, str(one.runs), str(one.scores), row.blind, said, _text(one.gap), *shares]
+        numbers = (said, _text(one.gap), found.share_within(row))
+        cells = [source, what, str(one.runs), str(one.scores), row.blind, *numbers, *shares]
         lines.append(f"| {' | '.join(cells)} |")
     names = " | ".join(PREDICTORS)
     lines += ["", f"| measured runs | this simulation | {names} |", "|---|---|" + "---|" * len(PREDICTORS)]
     for row in ROWS:
-        one = found[row.name]
+        one = found.results[row.name]
         if row.dates and one.others:
             others = [_text(one.others[name]) if name in one.others else "" for name in PREDICTORS]
             lines.append(f"| {row.what} | {_text(one.gap)} | {' | '.join(others)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_speed()])
+
+
+def _speed() -> list[str]:
+    """The ratios of speed that tests hold."""
+    from ..bench.simulators import OVER_BARE, RECORDED
+
+    said = "Speed beside two models of the same system ([performance](../explanation/performance.md)), held by tests:"
+    head = ["| | naive SimPy / ServeTwin | ServeTwin / bare loop |", "|---|---|---|"]
+    return [said, "", *head, *(f"| {name} | {ratio:g} | {OVER_BARE[name]:g} |" for name, ratio in RECORDED.items())]
+
+
+def table_of_points(found: Kept) -> str:
+    """The tables of docs/reference/scoreboard-points.md."""
+    every = [point for row in ROWS for point in found.points[row.name]]
+    within = sum(point.within_limit for point in every)
+    told = f"{len(every)} points, {within} of them inside, {len(every) - within} outside."
+    return "\n\n".join([told, *(points.table(row.what, row.blind, found.points[row.name]) for row in ROWS)])
 
 
 def _text(gap: Gap) -> str:
@@ -442,9 +261,10 @@ def _decisions(one: Result) -> str:
     return ", ".join(f"{a}/{b}" for a, b in (one.winners, one.pairs, one.curves)) if one.curves[1] else ""
 
 
-PAGES: dict[str, Callable[[dict[str, Result]], str]] = {
+PAGES: dict[str, Callable[[Kept], str]] = {
     "README.md": short_table,
     "docs/reference/scoreboard.md": full_table,
+    "docs/reference/scoreboard-points.md": table_of_points,
 }
 
 
@@ -457,10 +277,13 @@ def with_table(text: str, table: str) -> str:
     return f"{before}{first}\n\n{table}\n\n{last}{after}"
 
 
-def write(found: dict[str, Result]) -> None:
+def write(found: Kept) -> None:
     for name, table in PAGES.items():
         page = ROOT / name
         page.write_text(with_table(page.read_text(), table(found)))
+
+
+# -- the command ----------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -470,24 +293,60 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="rows to score anew, by their recording")
     parser.add_argument("--all", action="store_true", help="score every row anew")
     parser.add_argument("--jobs", "-j", type=int, default=-1, help="processes; -1: one per core")
+    parser.add_argument(
+        "--accept-outside", action="store_true", help="keep also what has left its limit of a run, and tell it"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="keep nothing: tell which runs have moved since, by one seed of each"
+    )
     given = parser.parse_args()
     known = [row.source for row in ROWS]
     for name in given.names:
         if name not in known:
             raise SystemExit(f"servetwin: {unknown('recording', name, known)}")
-    chosen = [row for row in ROWS if row.source in given.names] if given.names else stale()
-    for row in ROWS if given.all else chosen:
-        result = of(row, jobs=given.jobs)
-        keep(row, result)
-        sys.stdout.write(f"{row.name}: {_text(result.gap)}\n")
+    named = [row for row in ROWS if row.source in given.names]
+    if given.check:
+        _end(check(named or ROWS, jobs=given.jobs))
+        return
+    for row in ROWS if given.all else named or stale(ROWS):
+        scored = scored_of(row, jobs=given.jobs)
+        result, own = of(row, scored), points_of(row, scored)
+        judged = points.judge_all(points.kept().get(row.name, ()), own)
+        if judged.left and not given.accept_outside:
+            _end(judged)
+        keep(row, result, own)
+        sys.stdout.write(f"{row.name}: {_text(result.gap)}\n{_told(judged)}")
         sys.stdout.flush()
-    missing = stale()
+    missing = stale(ROWS)
     if missing:
         raise SystemExit(f"servetwin: not scored yet: {', '.join(row.name for row in missing)}")
-    write(kept())
+    write(everything())
     worse = lost(kept())
     if worse:
         raise SystemExit("\n".join(f"servetwin: {line}" for line in worse))
+
+
+def check(rows: Iterable[Row] = ROWS, *, seeds: int = 1, jobs: int = -1) -> Judged:
+    """What is to be said of the points of *rows*, simulated again with their first *seeds* seeds."""
+    known, found = points.kept(), Judged()
+    for row in rows:
+        now = points_of(row, scored_of(row, seeds=seeds, jobs=jobs))
+        found += points.judge(known[row.name], {point.name: point.simulated for point in now}, seeds)
+    return found
+
+
+def _told(judged: Judged) -> str:
+    """What moved, a line each."""
+    kinds = (("has left its limit", judged.left), ("has come inside", judged.came), ("has moved", judged.moved))
+    return "".join(f"  {what}: {line}\n" for what, lines in kinds for line in lines)
+
+
+def _end(judged: Judged) -> None:
+    """Tell what moved; raises `SystemExit` if a point has left its limit."""
+    sys.stdout.write(_told(judged) or "no point has moved\n")
+    sys.stdout.flush()
+    if judged.left:
+        raise SystemExit(f"servetwin: {len(judged.left)} points that were inside their limit are outside")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ as without classes, so that the same seed gives the same to those whose class ha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat, tee
+from itertools import chain, islice, pairwise, repeat, tee
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,8 @@ def class_names(load: Workload, trace: TraceFile | None, seed: int) -> Iterator[
     if not shares.any():
         return _told(known, trace)
     if told and trace is not None:
-        what = "the trace has a column class, and the classes have shares"
-        raise BadInput(what, where=trace.where, right="no shares in workload.classes, or no such column")
+        what = "its column class says of which class each request is, so that no class can have a share of them"
+        raise BadInput(what, where=trace.where, right="no key share in workload.classes, or no column class")
     drawn = _drawn(known, shares / shares.sum(), stream(seed, "classes"))
     if load.sessions is None or isinstance(load.sessions.turns, TraceTurns):
         return drawn
@@ -126,6 +126,21 @@ def _class_of(name: str, own: RequestClass, contexts: Mapping[str, int], seed: i
     return made
 
 
+def _passed(experiment: Experiment, enters: Sequence[str]) -> set[str]:
+    """The modules that requests which enter at *enters* can come by: of the others they have no work."""
+    pipeline = experiment.pipeline
+    names = [*pipeline.modules]
+    edges = [*pairwise(names)] if pipeline.edges is None else [(a, b) for a, b in pipeline.edges]
+    edges += [(branch.source, branch.to) for branch in pipeline.branches]
+    found, following = set[str](), [*enters]
+    while following:
+        module = following.pop()
+        if module not in found:
+            found.add(module)
+            following += [to for from_, to in edges if from_ == module]
+    return found
+
+
 def described(
     experiment: Experiment,
     slo: Seconds,
@@ -143,6 +158,7 @@ def described(
     usual = {m: predictor(load.lengths[m], m, seed=seed, trace=trace) for m in names}
     usual_begins = {m: prefixes.contents(load.lengths[m], m, seed=seed, trace=trace) for m in names}
     classes = {name: _class_of(name, own, contexts, seed) for name, own in load.classes.items()}
+    passed = {name: _passed(experiment, own.enters) for name, own in load.classes.items() if own.enters is not None}
     said = trace.terms() if trace is not None and trace.overview.terms else repeat({})
     shapes: Iterator[Shape | None] = repeat(None)
     if load.shape is not None:
@@ -155,6 +171,8 @@ def described(
         terms |= {key: says[key] for key in ("priority", "tenant", "weight") if key in says}
         if own is not None:
             work |= {module: next(ran) for module, ran in own.steps.items()}
+            if name in passed:
+                work = {module: steps for module, steps in work.items() if module in passed[name]}
             shape = next(own.shapes) if own.shapes is not None else shape
         if "slo" in says:
             seconds = says["slo"]

@@ -140,13 +140,36 @@ def told(model: BaseModel, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def as_word(value: Any) -> str:
-    """*value* in a word: as JSON, without quotes where it is but a name, cut where it is long."""
-    if isinstance(value, str):
-        return value
-    text = json.dumps(value, sort_keys=True, default=_plain)
-    if len(text) <= SHORT:
+    """*value* in a word, cut where it is long; then a hash tells it from others that begin alike."""
+    text = f"({in_words(value)})" if isinstance(value, Mapping | BaseModel) else in_words(value)
+    if len(text) <= SHORT or isinstance(value, str):
         return text
-    return f"{text[:SHORT]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+    whole = json.dumps(value, sort_keys=True, default=_plain)
+    return f"{text[:SHORT]}... ({hashlib.sha256(whole.encode()).hexdigest()[:8]})"
+
+
+def in_words(value: Any) -> str:
+    """*value*, of an experiment, without the marks of JSON: ``loop true, most 4``.
+
+    >>> in_words({"tools": [1, 2.5], "a": {"b": None}})
+    'a (b none), tools [1, 2.5]'
+    """
+    plain = json.loads(json.dumps(value, sort_keys=True, default=_plain))
+    return _listed(plain) if isinstance(plain, dict) else _item(plain)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_item(value)}" for key, value in values.items())
+
+
+def _item(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({_listed(value)})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_item, value))}]"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def _plain(value: Any) -> Any:
@@ -158,8 +181,8 @@ def pipeline(spec: PipelineSpec) -> str:
     parts = []
     for name, module in spec.modules.items():
         said = module.model_dump(mode="json", exclude_defaults=True)
-        parts.append(f"{name} {json.dumps(said, sort_keys=True)}" if said else name)
-    return " > ".join(parts) + (f" by {json.dumps(spec.edges)}" if spec.edges is not None else "")
+        parts.append(f"{name} ({in_words(said)})" if said else name)
+    return " > ".join(parts) + (f" by {in_words(spec.edges)}" if spec.edges is not None else "")
 
 
 def of_router(router: RouterSpec) -> str:

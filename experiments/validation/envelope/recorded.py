@@ -56,7 +56,7 @@ def of(path: Path) -> list[Facts]:
         return list(_of_chat(path))
     if llm.is_campaign(path):
         return list(_of_campaign(llm.read(path)))
-    if path == replay_agents.RECORDING:
+    if replay_agents.is_agents(path):
         return [of_experiment(experiment) for experiment in replay_agents.experiments(replay_agents.read(path))]
     return list(_of_diffusion(diffusion.read_recording(path)))
 

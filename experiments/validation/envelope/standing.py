@@ -9,7 +9,6 @@ is. What the program says of a run that is like recorded ones is how far off the
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from ...spec.experiment import Experiment
 from . import index
 from .facts import RATE, REQUESTS, Asked, Facts, Range, of_experiment
 from .index import Recorded
+from .keys import in_words
 
 #: By how much of itself a number may lie beyond the recorded ones, by how its name begins; what is drawn varies.
 TOLERANCES = {
@@ -279,7 +279,7 @@ def _plain(value: Any) -> str:
 
 
 def _said(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in sorted(params.items())) or "its defaults"
+    return ", ".join(f"{name} {in_words(value)}" for name, value in sorted(params.items())) or "its defaults"
 
 
 def _listed(names: Iterable[str]) -> str:

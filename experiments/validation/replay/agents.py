@@ -26,6 +26,11 @@ RECORDING = MEASURED / "h200" / "agents.json.gz"
 NEUSTREAM = {"switching": (0.0022, 0.0014), "scheduling": (0.0531, None), "communication": (None, None)}
 
 
+def is_agents(path: Path) -> bool:
+    """Whether *path* is such a recording."""
+    return path.name.startswith("agents") and path.name.endswith(".json.gz")
+
+
 @cache
 def read(path: Path = RECORDING) -> dict[str, Any]:
     """A recording as `tests/real/vllm/agents_pack.py` makes it."""
@@ -36,13 +41,15 @@ def read(path: Path = RECORDING) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: its share of requests met, goodput (requests/s) and mean latency (s) for real and in simulation."""
+    """One run: its requests that met their SLO and that finished, goodput (requests/s) and mean latency (s), each for
+    real and in simulation."""
 
     name: str
     policy: str
     rate: float
     requests: int
     met: tuple[int, int]
+    finished: tuple[int, int]
     goodput: tuple[float, float]
     latency: tuple[float, float]
 
@@ -83,6 +90,7 @@ def compare(recording: dict[str, Any], *, contention: bool = True) -> list[Compa
                 run["rate"],
                 len(run["requests"]),
                 (real["met"], simulated["met"]),
+                (real["finished"], simulated["finished"]),
                 (real["request_goodput"], simulated["request_goodput"]),
                 (_seconds(real), _seconds(simulated)),
             )

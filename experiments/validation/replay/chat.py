@@ -34,10 +34,12 @@ from typing_extensions import TypedDict
 from ...assembly import build
 from ...registry.catalog import recording_of
 from ...spec.experiment import Experiment
+from ...spec.keys.host_factors import HostFactors
 from ...spec.loading import load
 from ..comparison.run_files import OPEN, Time, checked
 from . import as_command
 from .external import METRICS, Ends, Latencies, Means
+from .host_band import on_host
 from .llm import MEASURED
 from .packed_runs import Name, routers
 
@@ -169,12 +171,13 @@ class ChatRun:
 @dataclass(frozen=True)
 class Simulated:
     """What the simulation says of a run: requests that *met* their limits and that *finished* (means over seeds),
-    latencies of the latter, and as `ChatRun.hit_rate`."""
+    latencies of the latter, as `ChatRun.hit_rate`, and what each seed met."""
 
     met: float
     finished: float
     latencies: Latencies
     hit_rate: float | None = None
+    met_by_seed: tuple[int, ...] = ()
 
 
 def is_chat(path: Path) -> bool:
@@ -218,9 +221,10 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
     ]
 
 
-def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
-    """*run* by *profile*, with so many seeds of the noise."""
+def simulate(run: ChatRun, profile: str, seeds: int = 1, host: float | HostFactors | None = None) -> Simulated:
+    """*run* by *profile*, with so many seeds of the noise; on another *host* than the profile's."""
     met = finished = 0.0
+    by_seed: list[int] = []
     rates: list[float] = []
     rows: list[tuple[float, int, float, float]] = []
     with run.spec(profile) as experiment:
@@ -228,6 +232,7 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
         if len(llms) != 1:
             raise BadInput(f"it has {len(llms)} language models", where=run.name, right="a run of one language model")
         begin = _beginnings(run, experiment)
+        experiment = on_host(experiment, host)
         for seed in range(seeds):
             log = Ends()
             made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)
@@ -235,10 +240,12 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
             summary = made.play()
             rate = summary.as_dict().get("prefix_cache_hit_rate")
             rates += [rate] if rate is not None else []
+            by_seed.append(summary.met)
             met += summary.met / seeds
             finished += summary.finished / seeds
             rows += [(run.requests[i][0], run.requests[i][3], *ends) for i, ends in sorted(log.ends.items())]
-    return Simulated(met, finished, _latencies(rows), float(np.mean(rates)) if rates else None)
+    rate = float(np.mean(rates)) if rates else None
+    return Simulated(met, finished, _latencies(rows), rate, tuple(by_seed))
 
 
 def _beginnings(run: ChatRun, experiment: Experiment) -> Sequence[Any]:

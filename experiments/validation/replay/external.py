@@ -13,25 +13,31 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
+from pydantic import ConfigDict, Field
 from servetwin.core import BadInput, Module, Pipeline, Recorder, Request, ServingLoop
 from servetwin.core.files import plain
 from servetwin.core.llm import EngineLimits, TokenRequest, TokenTask, TokenView
 from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.client import play
 from servetwin.profiles import load
+from typing_extensions import TypedDict
 
 from ...assembly.llm_workers import host_ahead
 from ...registry import policy_registry
+from ..comparison.run_files import OPEN, Time, checked
 
 #: Percentiles of what was measured at which the limits lie.
 TTFT, TPOT = (20, 35, 50, 65, 80), (30, 50, 70, 90, 99)
 METRICS = ("ttft", "tpot", "e2el")
+
+RIGHT = "a run that ServeTwin packed"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,37 @@ class Latencies:
     def within(self, ttft: float, tpot: float) -> int:
         """How many requests keep both limits."""
         return int(np.sum((self.ttft <= ttft) & (self.tpot <= tpot)))
+
+
+#: What is no key of the file is refused: there is no place for it.
+CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+#: Arrival, prompt, output, and, where that is not held out, first and last token.
+_Row = (
+    Annotated[tuple[Time, _Count, _Count], Field(strict=False)]
+    | Annotated[tuple[Time, _Count, _Count, Time, Time], Field(strict=False)]
+)
+
+
+class _Engine(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    max_num_batched_tokens: _Count
+    max_num_seqs: _Count
+    block_size: _Count
+    scheduler_reserve_full_isl: bool
+    enable_prefix_caching: bool
+    async_scheduling: bool
+
+
+class _Packed(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    name: str
+    source: str
+    engine: _Engine
+    profile: str
+    requests: Annotated[list[_Row], Field(min_length=1)]
+    blocks: NotRequired[_Count]
+    authors_error: NotRequired[dict[str, Time]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +123,15 @@ def read(path: Path) -> External:
     try:
         with gzip.open(plain(path), "rt", encoding="utf-8") as file:
             data = json.load(file)
-        rows = data.pop("requests")
-        sent = tuple((row[0], row[1], row[2]) for row in rows)
-        measured = _measured(rows) if all(len(row) == 5 for row in rows) else None
-        return External(**data, requests=sent, measured=measured)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        right = "a run that ServeTwin packed"
-        raise BadInput(f"is no run as it should be: {error}", where=str(path), right=right) from None
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise BadInput(f"is no run as it should be: {error}", where=str(path), right=RIGHT) from None
+    checked(data, _Packed, str(path), RIGHT)
+    rows = data.pop("requests")
+    if len({len(row) for row in rows}) > 1:
+        what = "of some requests it says when their tokens came out, and of others not"
+        raise BadInput(what, where=str(path), right=RIGHT)
+    measured = _measured(rows) if len(rows[0]) == 5 else None
+    return External(**data, requests=tuple((row[0], row[1], row[2]) for row in rows), measured=measured)
 
 
 def _measured(rows: Sequence[Sequence[float]]) -> Latencies:

@@ -180,7 +180,8 @@ def replay_all(
     progress: Callable[[int, float | None], None] | None = None,
 ) -> list[Row]:
     """A row per run: the mean over *seeds* seeds of the simulated noise (the run's own seed and those that follow).
-    With *keep*, the first of them leaves its records in a folder of the run's name there.
+    What each seed met is under ``met_by_seed``. With *keep*, the first of them leaves its records in a folder of the
+    run's name there.
     """
     from joblib import delayed
 
@@ -210,7 +211,7 @@ def _numbered(number: int, folder: Path, experiment: Experiment, out: Path | Non
 
 
 def _mean_of(rows: Sequence[Row]) -> Row:
-    mean = dict(rows[0])
+    mean = {**rows[0], "met_by_seed": [row["met"] for row in rows]}
     for name in (name for name in (*AVERAGED, *LATENCIES, *TOKENS) if name in mean):
         known = [row[name] for row in rows if row[name] is not None]
         mean[name] = float_sum(known) / len(known) if known else None

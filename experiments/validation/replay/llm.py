@@ -313,7 +313,8 @@ class Side:
 
 @dataclass
 class Score:
-    """What a run amounts to under an SLO; seconds. *good* counts requests all of whose tokens were on time."""
+    """What a run amounts to under an SLO; seconds. *good* counts requests all of whose tokens were on time; of a mean
+    over several draws *by_draw* says what each had."""
 
     good: float
     requests: int
@@ -321,6 +322,7 @@ class Score:
     ttft: np.ndarray = field(repr=False)
     tpot: np.ndarray = field(repr=False)
     e2el: np.ndarray = field(repr=False)
+    by_draw: tuple[float, ...] = ()
 
 
 def score(run: MeasuredRun, times: Mapping[int, Sequence[float]], slo: CumulativeSLO) -> Score:
@@ -351,5 +353,8 @@ def mean(scores: Sequence[Score]) -> Score:
         float_sum(s.good for s in scores) / len(scores),
         scores[0].requests,
         float_sum(s.finished for s in scores) / len(scores),
-        *(np.concatenate([getattr(s, name) for s in scores]) for name in ("ttft", "tpot", "e2el")),
+        np.concatenate([s.ttft for s in scores]),
+        np.concatenate([s.tpot for s in scores]),
+        np.concatenate([s.e2el for s in scores]),
+        tuple(s.good for s in scores),
     )

@@ -457,8 +457,8 @@ def _size(row: Row, where: str) -> str | None:
     text = sides = None
     if "size" in said:
         text = str(row["size"]).strip().lower()
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
-            raise BadInput(f"{row['size']!r} is no size", where=f"{where}: size", right="512x512")
+        if not re.fullmatch(r"[1-9]\d{0,8}x[1-9]\d{0,8}", text):
+            raise BadInput(f"{str(row['size'])[:40]!r} is no size", where=f"{where}: size", right="512x512")
     if ("height" in said) != ("width" in said):
         one, other = ("height", "width") if "height" in said else ("width", "height")
         raise BadInput(f"it says a {one}, and no {other}", where=where, right="height and width, or size")

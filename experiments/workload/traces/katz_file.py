@@ -27,16 +27,18 @@ def is_katz(path: Path) -> bool:
 
 
 def rows(path: Path) -> Iterator[Line]:
-    """The requests of the file, by time; the service is the tenant. Numbered from 0 by their places in the list.
+    """The requests of the file, by time; the service is the tenant. Numbered from 1 by their places in the list.
     Raises `BadInput` for what is none."""
     with opened(path, MOST_WHOLE) as file:
         try:
             found = json.load(file)
         except json.JSONDecodeError as error:
             raise BadInput(f"no valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-        except RecursionError as error:
+        except (UnicodeDecodeError, OSError):
+            raise
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"no valid JSON: {error}", where=str(path)) from None
-    for number, row in enumerate(found):
+    for number, row in enumerate(found, 1):
         stamp = row.get("timestamp") if isinstance(row, dict) else None
         if isinstance(stamp, bool) or not isinstance(stamp, int | float):
             right = '{"timestamp": 12.5, "scene_id": "A", "base_model_id": ..., ...}'
@@ -44,4 +46,4 @@ def rows(path: Path) -> Iterator[Line]:
     order = sorted(range(len(found)), key=lambda number: found[number]["timestamp"])
     for number in order:
         row = found[number]
-        yield number, {"timestamp": row["timestamp"], "tenant": row.get("scene_id")}
+        yield number + 1, {"timestamp": row["timestamp"], "tenant": row.get("scene_id")}

@@ -201,7 +201,7 @@ def request_lines(path: Path) -> Iterator[Line]:
 
 
 def json_lists(path: Path) -> Iterator[Line]:
-    """The places of the lists in a JSON object, which is read as a whole; numbered from 0."""
+    """The places of the lists in a JSON object, which is read as a whole; numbered from 1, as lines are."""
     with opened(path, MOST_WHOLE) as file:
         try:
             data = json.load(file, object_pairs_hook=_once)
@@ -227,4 +227,4 @@ def json_lists(path: Path) -> Iterator[Line]:
             what = f"{name} has {len(values)} values, but {arrival} has {len(lists[arrival])}"
             raise BadInput(what, where=str(path), right="lists of one length")
     for i in range(len(lists[arrival])):
-        yield i, {name: values[i] for name, values in lists.items()}
+        yield i + 1, {name: values[i] for name, values in lists.items()}

@@ -2,7 +2,16 @@
 
 import pytest
 from servetwin.experiments.bench import simulators
-from servetwin.experiments.bench.simulators import RECORDED, SHARE, check_equal, fallen, measured, work
+from servetwin.experiments.bench.simulators import (
+    OVER_BARE,
+    RECORDED,
+    SHARE,
+    Ratios,
+    check_equal,
+    fallen,
+    measured,
+    work,
+)
 
 
 def test_servetwin_the_naive_model_and_the_bare_loop_report_the_same(monkeypatch):
@@ -23,5 +32,9 @@ def test_no_ratio_has_fallen():
 
 def test_a_ratio_that_has_fallen_is_told():
     slower = {**RECORDED, "vllm, latencies": 0.99 * SHARE * RECORDED["vllm, latencies"]}
-    (told,) = fallen(slower)
+    assert fallen(Ratios(RECORDED, OVER_BARE)) == []
+    (told,) = fallen(Ratios(slower, OVER_BARE))
     assert told.startswith("vllm, latencies: naive SimPy takes 33.3 times as long, below 0.8 of the recorded 42")
+    over = {**OVER_BARE, "step-level EDF": 1.01 * OVER_BARE["step-level EDF"] / SHARE}
+    (told,) = fallen(Ratios(RECORDED, over))
+    assert told.startswith(f"step-level EDF: takes {over['step-level EDF']:.2f} times as long as a bare loop")

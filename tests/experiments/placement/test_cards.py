@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -377,6 +378,38 @@ def test_more_memory_than_measured_is_said(tmp_path: Path) -> None:
     assert "card is said to have 400 GiB; its models were measured on a card of 79.18 GiB" in said
     said = run(language_models({"gib": 40.0, "gb_per_s": 25.7})).as_dict()["basis"]
     assert not any("is said to have" in line for line in said)
+
+
+def test_requests_have_work_of_what_their_class_can_come_by_alone(tmp_path: Path) -> None:
+    """What is drawn stays the same: each module draws for every request."""
+    tables = {"scheduler": {"batch": [1, 4], "seconds": [0.1, 0.2], "statistic": "exact", "source": {"file": "this"}}}
+    names, ways = ("light", "heavy", "both"), {"light": {"light", "both"}, "heavy": {"heavy", "both"}}
+    content = {**PROFILE, "name": "here/all", "modules": {m: {"loop": True, "tables": tables} for m in names}}
+    (tmp_path / "all.yaml").write_text(yaml_io.write(content))
+    tree: dict[str, Any] = {
+        "name": "two ways",
+        "pipeline": {"modules": {m: {"loop": True} for m in names}, "edges": [["light", "both"], ["heavy", "both"]]},
+        "workload": {
+            "requests": 30,
+            "draws": "seeded",
+            "arrivals": {"process": "poisson", "rate": 0.5},
+            "steps": {m: {"draw": "uniform", "low": 5, "high": 9} for m in names},
+        },
+        "slo": {"seconds": 20},
+        "policy": {"name": "edf"},
+        "deployment": {
+            "devices": {m: str(tmp_path / "all.yaml") for m in names},
+            "workers": [{"modules": [m], "device": m, "limit": 4} for m in names],
+        },
+    }
+    whole = {request.id: request.work for request in build(load(tree)).planned()}
+    classes = {m: {"share": 1, "enters": [m]} for m in ways} | {"any": {"share": 1}}
+    tree["workload"]["classes"] = classes
+    ways["any"], seen = {*names}, set()
+    for request in build(load(tree)).planned():
+        seen.add(request.class_name)
+        assert request.work == {m: n for m, n in whole[request.id].items() if m in ways[request.class_name]}
+    assert seen == ways.keys()
 
 
 def test_a_model_that_no_class_enters_is_said(tmp_path: Path) -> None:

@@ -149,6 +149,10 @@ WRONG_FILES = {
         "workload: {arrivals: {cvv: 3}}",
         ["child.yaml:2", "workload.arrivals.cvv", "unknown key 'cvv'", "cv"],
     ),
+    "gaps that do not vary": (
+        "workload: {arrivals: {process: gamma, cv: 0}}",
+        ["workload.arrivals.cv", "0 does not fit", "greater than or equal to 0.001", "process: constant"],
+    ),
     "wrong type": ("slo: {factor: fast}", ["child.yaml:2: slo.factor", "'fast'", "a valid number"]),
     "a number as text": ('workload: {requests: "60"}', ["workload.requests", "'60'", "a valid integer"]),
     "out of range": ("slo: {factor: -1}", ["slo.factor", "-1", "greater than 0"]),

@@ -237,7 +237,7 @@ def test_static_routers_of_users(tmp_path: Path) -> None:
 
 def test_a_router_that_says_it_is_static_and_looks_is_at_fault(tmp_path: Path) -> None:
     (tmp_path / "looks.py").write_text(BY_CLASS.format(static=True, asks="workers[0].present"))
-    with pytest.raises(PolicyFault, match=r"looks\.py.*it is static, and asks how things stand at llm"):
+    with pytest.raises(PolicyFault, match=r"^router \w+ \(looks\.py:\d+\): it is static, and asks how"):
         build(fleet(router=str(tmp_path / "looks.py"))).play()
     (tmp_path / "honest.py").write_text(BY_CLASS.format(static=False, asks="workers[0].present"))
     assert build(fleet(router=str(tmp_path / "honest.py"))).play().requests == 80

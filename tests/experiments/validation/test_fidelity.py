@@ -7,6 +7,7 @@ change pass.
 from __future__ import annotations
 
 import pytest
+from held_points import hold_scored
 from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import Gaps, Scored, gaps_of, score
 
@@ -49,6 +50,10 @@ def test_gaps_stay_within_their_limits(part: tuple[str, str], gaps: dict[tuple[s
     assert found.met[0] <= mean
     assert found.met[1] <= largest
     assert found.finished[0] <= finished
+
+
+def test_each_run_stays_within_its_limit(scored: list[Scored]) -> None:
+    hold_scored("neustream_ae.csv", scored, 4)
 
 
 def test_the_seed_example(scored: list[Scored]) -> None:

@@ -9,8 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 from gaps import p99, relative, unique, within
+from held_points import hold_scored
 from servetwin.experiments.validation.replay.llm import BLIND, MEASURED, read, scored
-from servetwin.experiments.validation.score import score
+from servetwin.experiments.validation.score import of_tokens, score
 from servetwin.profiles import load
 
 
@@ -126,6 +127,9 @@ def test_about_the_knees_goodput_is_near():
     """The limits hold what was reached by a model that was mended after these runs had been seen:
     docs/reports/2026-11-h100-llm.md.
     """
+    for model in ("opt-13b", "opt-30b"):
+        campaign = read(MEASURED / "h100-knees" / f"llm-{model}.json.gz")
+        hold_scored(f"h100-knees/llm-{model}.json.gz", of_tokens(campaign, about_the_knees(model)), 3)
     found = about_the_knees("opt-13b")
     assert len(found) == 110
     gaps = [abs(gap(a, b)) for _, _, a, b in found]
@@ -170,6 +174,7 @@ def test_the_records_hold_together(name):
 
 def test_servetwin_score_takes_them(tmp_path):
     found = score(MEASURED / "h100" / "llm-opt-13b.json.gz", tmp_path / "gaps.csv")
+    hold_scored("h100/llm-opt-13b.json.gz", found, 10)
     gaps = {(s.run.policy, s.run.workload.split()[-1]): s.gap_met for s in found}
     for run, slo, a, b in pairs("llm-opt-13b", "h100/opt-13b-tp1"):
         assert gaps[run.policy, slo] == pytest.approx(gap(a, b))

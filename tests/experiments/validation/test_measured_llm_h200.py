@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 from gaps import p99, relative, unique, within
+from held_points import hold_scored
 from servetwin.experiments.validation.comparison.compare_grids import decide, grid_of
 from servetwin.experiments.validation.replay.llm import MEASURED, read, scored
 from servetwin.experiments.validation.score import entries, of_tokens, score
@@ -57,7 +58,9 @@ def test_opt_30b():
 
 
 def test_winners_and_largest_rates(tmp_path):
-    both = entries(score(MEASURED / "h200" / "llm-opt-13b.json.gz", tmp_path / "gaps.csv"))
+    scored_ones = score(MEASURED / "h200" / "llm-opt-13b.json.gz", tmp_path / "gaps.csv")
+    hold_scored("h200/llm-opt-13b.json.gz", scored_ones, 10)
+    both = entries(scored_ones)
     decided = decide(*map(grid_of, both))
     assert (decided.settings, decided.decided, decided.same) == (8, 6, 6)
     assert (decided.pairs, decided.swaps) == (34, [])
@@ -94,6 +97,7 @@ def test_long_runs_of_opt_13b_are_within_the_aim():
     """Each by the profile of its own GPU; the first run on each GPU was made a part of the profiles, and does not
     count."""
     campaign, pairs = long("opt-13b")
+    hold_scored("h200-long/llm-opt-13b.json.gz", of_tokens(campaign, pairs), 2)
     assert [run.id for run in campaign.runs if run.profiled] == [
         f"vllm-v1_any_r{rate}_cv1_s10_0" for rate in (48.4, 33.9, 12.4, 14.9)
     ]
@@ -123,6 +127,7 @@ def test_latencies_of_long_runs():
 def test_larger_models(model, scores, mean, largest):
     """OPT-66B on two GPUs. Runs of 200 to 380 requests, and profiles without traffic."""
     campaign, pairs = long(model)
+    hold_scored(f"h200-long/llm-{model}.json.gz", of_tokens(campaign, pairs), 2)
     assert campaign.engine["options"]["tensor_parallel"] == (2 if model == "opt-66b" else 1)
     found = [points(a, b) for _, _, a, b in pairs]
     assert len(found) == scores

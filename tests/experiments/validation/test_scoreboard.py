@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from servetwin.core import BadInput
-from servetwin.experiments.validation import scoreboard
+from servetwin.experiments.validation import points, scoreboard
 from servetwin.experiments.validation.baselines import PREDICTORS, baselines
 from servetwin.experiments.validation.comparison import run_table
 from servetwin.experiments.validation.score import Scored
-from servetwin.experiments.validation.scoreboard import MARKERS, ROWS, Row
+from servetwin.experiments.validation.scoreboard import MARKERS, ROWS, Kept, Row
 
 AGAIN = "python -m servetwin.experiments.validation.scoreboard"
 
@@ -30,14 +30,16 @@ def test_what_is_kept_is_of_the_recordings_that_are_here() -> None:
 @pytest.mark.parametrize("page", [pytest.param(page, marks=of_the_checkout) for page in scoreboard.PAGES])
 def test_pages_show_what_is_kept(page: str) -> None:
     text = (scoreboard.ROOT / page).read_text()
-    assert text == scoreboard.with_table(text, scoreboard.PAGES[page](scoreboard.kept())), AGAIN
+    assert text == scoreboard.with_table(text, scoreboard.PAGES[page](scoreboard.everything())), AGAIN
 
 
 @pytest.mark.parametrize("name", ["rtx4090", "h200-compiled/diffusion", "h200-compiled-whole/diffusion"])
 def test_rows_come_out_as_they_are_kept(name: str) -> None:
     """A cheap part, live: a change of the simulation that moves scores must not leave the tables behind."""
     row = next(row for row in ROWS if row.name == name)
-    assert scoreboard.of(row, jobs=1) == scoreboard.kept()[name], f"{AGAIN} --all"
+    scored = scoreboard.scored_of(row, jobs=1)
+    assert scoreboard.of(row, scored) == scoreboard.kept()[name], f"{AGAIN} --all"
+    assert scoreboard.points_of(row, scored) == points.kept()[name], f"{AGAIN} --all"
 
 
 def test_rows_within_the_limit_stay_there() -> None:
@@ -67,12 +69,13 @@ def test_another_recording_is_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "runs.csv").write_text("one")
     monkeypatch.setattr(scoreboard, "MEASURED", tmp_path)
     monkeypatch.setattr(scoreboard, "KEPT", tmp_path / "scoreboard.json")
+    monkeypatch.setattr(points, "KEPT", tmp_path / "points.csv")
     monkeypatch.setattr(scoreboard, "ROWS", (row,))
     assert scoreboard.stale((row,)) == [row]
     result = scoreboard.Result(
         scoreboard.digest("runs.csv"), 1, 1, (0.5, 1.0), (1, 1), (0, 0), (2, 3), {"x": (1.0, 2.0)}
     )
-    scoreboard.keep(row, result)
+    scoreboard.keep(row, result, [points.Point(row.name, "one", "no", 100, 50, (50.5,))])
     assert scoreboard.kept() == {"runs.csv": result}
     assert scoreboard.stale((row,)) == []
     (tmp_path / "runs.csv").write_text("two")
@@ -96,7 +99,9 @@ def test_a_row_that_says_it_was_predicted_blind_says_how_far_off() -> None:
 def test_cells_that_decide_nothing_are_empty() -> None:
     kept = scoreboard.kept()
     row = next(row for row in ROWS if row.name == "rtx4090")
-    lines = scoreboard.short_table({r.name: kept[row.name] for r in ROWS}).splitlines()
+    own = [points.Point(row.name, "one", "no", 100, 50, (50.5,)), points.Point(row.name, "two", "no", 100, 50, (60,))]
+    found = Kept({r.name: kept[row.name] for r in ROWS}, {r.name: own for r in ROWS})
+    lines = scoreboard.short_table(found).splitlines()
     line = next(x for x in lines if row.what in x)
-    assert line.endswith(f"| {kept['rtx4090'].gap[0]:.2f} / {kept['rtx4090'].gap[1]:.2f} |  |  |")
+    assert line.endswith(f"| {kept['rtx4090'].gap[0]:.2f} / {kept['rtx4090'].gap[1]:.2f} | 1/2 |  |  |")
     assert scoreboard.ROWS[1].name == "neustream_ae.csv, dates unknown" == replace(ROWS[0], dates=False).name

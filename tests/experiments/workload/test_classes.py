@@ -134,7 +134,7 @@ def test_a_trace_says_the_class_and_more_than_it(tmp_path: Path) -> None:
         ("arrival,steps,class\n0,5,f\n1,5,g\n", {"f": {}}, "t.csv:3: class: there is no class 'g'"),
         ("arrival,steps,class\n0,5,f\n1,5,\n", {"f": {}}, "t.csv:3: class: it does not say its class"),
         ("arrival,steps\n0,5\n", {"f": {}}, "does not say of which class"),
-        ("arrival,steps,class\n0,5,f\n", {"f": {"share": 1}}, "has a column class, and the classes have shares"),
+        ("arrival,steps,class\n0,5,f\n", {"f": {"share": 1}}, "no class can have a share of them"),
     ],
 )
 def test_what_a_trace_may_not_say(tmp_path: Path, text: str, classes: dict[str, Any], says: str) -> None:

@@ -62,7 +62,7 @@ def test_katz(tmp_path: Path) -> None:
     ]
     path = written(tmp_path, "katz.json", json.dumps(rows))
     first, second = entries(path)
-    assert (first.line, first.arrival, first.work, first.said) == (1, 0.0, {}, {"tenant": "A"})
+    assert (first.line, first.arrival, first.work, first.said) == (2, 0.0, {}, {"tenant": "A"})
     assert (second.arrival, second.said) == (2.5, {"tenant": "B"})
     drawn = {"draw": "constant", "steps": 20}
     shape = {"draw": "trace", "size": "512x512"}
@@ -70,8 +70,11 @@ def test_katz(tmp_path: Path) -> None:
     assert [(r.work["unet"], r.shape, r.tenant) for r in sent] == [(20, Shape(512, 512), t) for t in "AB"]
     with pytest.raises(BadInput, match="steps"):
         build(replayed(path, shape=shape))
+    digits = json.dumps(rows).replace("7.5", "7" * 5000)
+    with pytest.raises(BadInput, match=r"katz\.json: no valid JSON: "):
+        [*entries(written(tmp_path, "katz.json", digits))]
     rows[1]["timestamp"] = "2024-11-15"
-    with pytest.raises(BadInput, match=r"katz\.json:1: timestamp: '2024-11-15' is no time"):
+    with pytest.raises(BadInput, match=r"katz\.json:2: timestamp: '2024-11-15' is no time"):
         [*entries(written(tmp_path, "katz.json", json.dumps(rows)))]
 
 

@@ -97,6 +97,11 @@ WRONG = {
     ),
     "no object": ("m.jsonl", '{"arrival": 1, "steps": 2}\n[1]\n', "m.jsonl:2: the line is no object"),
     "no column": ("m.jsonl", '{"arival": 1}\n', "m.jsonl:1: the first object names no column 'arrival'"),
+    "a size of many digits": (
+        "d.csv",
+        f"arrival,steps,size\n1,20,{'9' * 5000}x5\n",
+        f"d.csv:2: size: '{'9' * 40}' is no size (right would be: 512x512)",
+    ),
     "size": ("d.csv", "arrival,steps,size\n1,20,512\n", "d.csv:2: size: '512' is no size (right would be: 512x512)"),
     "height": ("d.csv", "arrival,steps,height,width\n1,20,512,0\n", "d.csv:2: width: '0' is no number of pixels"),
     "other work": ("p.jsonl", '{"arrival": 1, "steps": 2}\n{"arrival": 2}\n', "p.jsonl:2: the line holds other work"),

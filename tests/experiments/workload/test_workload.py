@@ -109,6 +109,7 @@ WRONG_TRACES = {
         ["t.csv", "how many iterations of denoise", "a column 'denoise' or 'steps'"],
     ),
     "no JSON": ("t.json", '{"arrival": [1,\n}', ["t.json:2", "no valid JSON"]),
+    "a value of a list": ("t.json", '{"arrival": [0, -1], "steps": [3, 3]}', ["t.json:2: arrival", "-1"]),
     "no list": ("t.json", '{"arrivals": [1]}', ["t.json", "no list 'arrival'"]),
     "lists of two lengths": ("t.json", '{"arrival": [1, 2], "steps": [3]}', ["steps has 1", "arrival has 2"]),
 }

@@ -296,7 +296,7 @@ def test_every_part_of_an_experiment_is_gone_through_or_told_whole(monkeypatch: 
         (
             "pipeline",
             {"modules": {"vae": {}, "dit": {"loop": True}}},
-            'pipeline vae > dit {"loop": true} (recorded: ',
+            "pipeline vae > dit (loop true) (recorded: ",
         ),
         ("requests", 10**5, "requests 100000 (recorded: 600)"),
     ],
@@ -309,9 +309,9 @@ def test_what_diffusion_runs_did_not_have_is_outside(key: str, value: object, wo
     ("key", "value", "word"),
     [
         ("slo.meets", "last", "slo.meets last"),
-        ("slo.window", {"skip": 0.0, "requests": 5}, "slo.window {"),
+        ("slo.window", {"skip": 0.0, "requests": 5}, "slo.window ("),
         (f"{LENGTHS}.limit", 2000, "declared limit of llm, tokens "),
-        (f"{LENGTHS}.predict", {"model": "exact"}, f'{LENGTHS}.predict {{"model": "exact"}}'),
+        (f"{LENGTHS}.predict", {"model": "exact"}, f"{LENGTHS}.predict (model exact)"),
         (f"{LENGTHS}.output", {"draw": "choice", "values": [1, 63]}, "each output of llm, tokens 1 to 63"),
         (f"{LENGTHS}.output", {"draw": "constant", "tokens": 32}, "spread of output of llm, tokens 0"),
         (f"{ENGINE}.watermark", 0.9, "watermark 0.9 (recorded: 0.0)"),

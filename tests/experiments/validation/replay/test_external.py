@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_blocks_that_are_not_given_follow_the_engine():
 def test_a_file_that_is_none(tmp_path: Path):
     path = tmp_path / "external-x.json.gz"
     path.write_bytes(gzip.compress(b'{"name": "x"}'))
-    with pytest.raises(BadInput, match="no run as it should be"):
+    with pytest.raises(BadInput, match="it has no key source"):
         replay_external.read(path)
 
 
@@ -98,9 +100,42 @@ def test_a_run_is_packed_with_both_clocks_put_together(tmp_path: Path):
          "input_toks": 20, "output_toks": 1},
     ]  # fmt: skip
     (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    facts = {"name": "a run", "source": "here", "engine": {}, "profile": "none"}
+    engine = replay_external.read(RTX4090).engine
+    facts = {"name": "a run", "source": "here", "engine": engine, "profile": "none"}
     replay_external.pack(tmp_path, facts, tmp_path / "external-a.json.gz")
     found = replay_external.read(tmp_path / "external-a.json.gz")
     assert found.requests == ((0.0, 10, 3), (2.0, 20, 1))
     assert found.measured.ttft == pytest.approx([1.0, 0.5])  # the second was taken in 0.1 s after it came
     assert found.measured.tpot == pytest.approx([1.0, 0.0])
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no list of requests": lambda data: data.update(requests=1.5),
+    "no requests": lambda data: data.update(requests=[]),
+    "a request of two numbers": lambda data: data["requests"].append([1.0, 3]),
+    "a prompt in words": lambda data: data["requests"].append([200.0, "many", 1, 201.0, 202.0]),
+    "some without tokens": lambda data: data["requests"].append([200.0, 5, 1]),
+    "no options of the engine": lambda data: data.pop("engine"),
+    "an option that is none": lambda data: data["engine"].update(max_num_seqs="all"),
+    "a missing option": lambda data: data["engine"].pop("async_scheduling"),
+    "a key that nobody reads": lambda data: data.update(request=[]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_file_that_is_none_is_told_in_a_line(servetwin, what: str, tmp_path: Path) -> None:
+    with gzip.open(RTX4090) as file:
+        data = json.load(file)
+    WRONG[what](data)
+    path = tmp_path / "external-x.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(data).encode()))
+    code, out, err = servetwin("score", path, "--out", tmp_path / "out.csv")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "external-x.json.gz: " in err
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", gzip.compress(b"[" * 100_000), gzip.compress(b"[1, 2]")[:-9]])
+def test_so_is_what_is_no_file_of_runs_at_all(servetwin, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "external-x.json.gz").write_bytes(content)
+    code, out, err = servetwin("score", tmp_path / "external-x.json.gz", "--out", tmp_path / "out.csv")
+    assert (code, out, err.count("\n")) == (2, "", 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from held_points import hold
 from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.validation.replay import chat
@@ -32,13 +33,15 @@ def test_what_is_found_in_the_cache_is_predicted_and_goodput_is_as_reported(
     profile, runs = chat.read(MEASURED / file)
     assert len(runs) == number
     assert all(len(run.requests) >= 600 for run in runs)
-    gaps, found = [], []
+    gaps, found, met = [], [], {}
     for run in runs:
         simulated = chat.simulate(run, profile, 2)
+        met[run.name] = simulated.met
         gaps.append(chat.gap(run, simulated))
         assert run.hit_rate is not None
         assert simulated.hit_rate is not None
         found.append(100.0 * (simulated.hit_rate - run.hit_rate))
+    hold(file, met, 2)
     assert np.abs(found).max() <= most_found
     assert (np.abs(found) <= 0.5).sum() >= number - 2
     assert {round(f, 2) for run, f in zip(runs, found, strict=True) if run.policy == "vllm-v1"} == {0.0}
@@ -53,7 +56,10 @@ def test_a_profile_holds_for_its_own_machine(name: str, number: int, mean: float
     """As docs/reports/2026-11-h200-requests.md tells: over the limits, and far more so on another machine."""
     profile, runs = chat.read(MEASURED / f"h200-requests/runs-llama-3.1-8b{name}.json.gz")
     assert len(runs) == number
-    gaps = np.abs([chat.gap(run, chat.simulate(run, profile, 2)) for run in runs])
+    said = [chat.simulate(run, profile, 2) for run in runs]
+    met = {run.name: one.met for run, one in zip(runs, said, strict=True)}
+    hold(f"h200-requests/runs-llama-3.1-8b{name}.json.gz", met, 2)
+    gaps = np.abs([chat.gap(run, one) for run, one in zip(runs, said, strict=True)])
     assert gaps.mean() <= mean
     assert gaps.max() <= largest
     if not name:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from held_points import hold
 from servetwin.core import BadInput
 from servetwin.experiments.registry.catalog import MEASURED
 from servetwin.experiments.validation import score
@@ -24,6 +25,9 @@ PROFILE, RUNS = replay_chat.read(FILE)
 
 def _judged(profile: str) -> tuple[np.ndarray, list[list[Means]]]:
     simulated = [replay_chat.simulate(run, profile, SEEDS) for run in RUNS]
+    if profile == PROFILE:
+        met = {run.name: said.met for run, said in zip(RUNS, simulated, strict=True)}
+        hold("h200-chat/runs-llama-3.1-8b.json.gz", met, SEEDS)
     gaps = [replay_chat.gap(run, said) for run, said in zip(RUNS, simulated, strict=True)]
     return np.abs(gaps), [replay_chat.means(run, said) for run, said in zip(RUNS, simulated, strict=True)]
 
