@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from servetwin.core import Module, Pipeline, Recorder, Repeat, ServingLoop
 from servetwin.core.invariants.checker import InvariantChecker
@@ -165,9 +166,11 @@ def serve(
     log: Log | None = None,
     speculation: Speculation | None = None,
     stages: Stages | None = None,
+    fails: Iterable[tuple[float, int]] = (),
     **limits,
 ) -> Served:
-    """Serve *sent* on one engine to the end, in simulated time, under the invariants."""
+    """Serve *sent* on one engine to the end, in simulated time, under the invariants. *fails*: when something breaks
+    under which of them."""
     times = times or Linear()
     sent = list(sent)
     drafts = speculation.drafts if speculation is not None else 0
@@ -180,6 +183,8 @@ def serve(
     loop = ServingLoop([view.stage], [worker], executor, checker if invariants else log)
     if invariants:
         checker.watch(loop)
+    for when, number in fails:
+        executor.call_at(when, partial(loop.fail, sent[number], "it broke"))
     play_out(loop, executor, sent, stop_at, most_events)
     if invariants:
         checker.finish()

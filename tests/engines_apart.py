@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from engines import Linear, Log, play_out, view_of
 from servetwin.core import Recorder, ServingLoop
@@ -52,9 +53,10 @@ def serve_apart(
     stop_at: float | None = None,
     recorder: Recorder | None = None,
     most_events: int = 200_000,
+    fails: Sequence[tuple[float, int]] = (),
     **transfer,
 ) -> Apart:
-    """Serve *sent* to the end; sending so many tokens takes *seconds*."""
+    """Serve *sent* to the end; sending so many tokens takes *seconds*. *fails*: when something breaks under which."""
     sent = list(sent)
     workers, times, stage = [], {}, None
     for role, pool in (("prefill", prefill), ("decode", decode)):
@@ -78,6 +80,8 @@ def serve_apart(
         [stage], workers, executor, checker, router=Dispatcher(prefills, LeastLoaded()), handovers=[handover]
     )
     checker.watch(loop)
+    for when, number in fails:
+        executor.call_at(when, partial(loop.fail, sent[number], "it broke"))
     play_out(loop, executor, sent, stop_at, most_events)
     checker.finish()
     loop.look_over()

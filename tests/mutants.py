@@ -1,14 +1,19 @@
 """Mutation testing: is a small change in what serves requests noticed by the tests?
 
     python tests/mutants.py --count 300 --seed 0          # prints what survives, and the share that was killed
+    python tests/mutants.py --part 0/2 & python tests/mutants.py --part 1/2    # by two processes; then as above
 
 A mutant is one changed operator, comparison, number, condition or call in a function of `MUTATED`. It is killed if
 one of the tests that reach its line fails; which these are is told by ``tests/covered.py``, whose recording is made
-first. The quickest are run first, in a process that has everything imported: a mutant takes a second or so. (mutmut
+first. They are run in a process that has everything imported: a mutant takes a second or so. (mutmut
 and cosmic-ray change files, and import them by the folder they lie in; ours lie in ``core/`` and are imported as
 ``servetwin.core``.)
 
-`EQUIVALENT` names mutants that change nothing that a user can see, each with the reason: they are not drawn.
+Which mutants are drawn depends on the seed and on each mutant's own name, so a change in one function leaves those of
+all others as they are. How each ended is kept in ``build/mutants``, and holds until its file or those tests change.
+
+Survivors are judged in ``tests/judged_mutants.yaml``, each with the reason: `equivalent` changes nothing but perhaps
+speed and is not counted, `stays` is counted as not killed. A survivor that is not judged is an error.
 """
 
 from __future__ import annotations
@@ -17,22 +22,26 @@ import argparse
 import ast
 import contextlib
 import copy
+import hashlib
 import importlib
 import inspect
 import io
+import json
 import math
 import os
-import random
 import resource
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 from types import CodeType, FunctionType
 from typing import Any
+
+import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -58,18 +67,23 @@ MUTATED = (
 ASLEEP = 40.0
 
 #: Folders of the tests that are to notice.
-TESTS = ("core", "policies", "sim")
-QUIETLY = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+TESTS = ("core", "policies", "sim", "experiments/assembly")
+QUIETLY = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 #: The share that is to be killed, in %.
 LEAST = 85.0
 
-#: Tests that are run for one mutant at most, and seconds that they may take by what was recorded. A mutant that takes
-#: ten times as long, and twenty seconds, hangs: it is killed.
-MOST, BUDGET = 60, 20.0
+#: Tests that are run for one mutant at most, seconds of the processor that they may take by what was recorded, and
+#: how many are tried first.
+MOST, BUDGET, FEW = 120, 30.0, 12
 
-#: Mutants that change nothing that is seen, by file, function and change, with why.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+#: A mutant that takes ten times as long as its tests, and so many seconds of the processor, hangs: it is killed.
+HANGS = 20.0
+
+#: What survivors are, and why; how each mutant ended.
+JUDGED = HERE / "judged_mutants.yaml"
+KEPT = ROOT / "build/mutants"
+KINDS = ("equivalent", "stays")
 
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -96,38 +110,44 @@ COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: of which file, in which function (its qualified name), of which node there, and in words."""
+    """One change: of which file and function (its qualified name), in words, and which of those that read alike."""
 
     file: str
     function: str
-    node: int
-    line: int
     change: str
+    nth: int
+    node: int
+    lines: tuple[int, ...]  # its own, and that on which its statement begins
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.file, self.function, self.change, self.nth
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.function}: {self.change}"
+        nth = f" (the {self.nth + 1}th such)" if self.nth else ""
+        return f"{self.file}:{self.lines[0]} {self.function}: {self.change}{nth}"
 
 
 def changed(node: ast.AST) -> tuple[ast.AST, str] | None:
-    """What stands in the place of *node* in a mutant; None where nothing does."""
-    new: Any = copy.deepcopy(node)
+    """What stands in the place of *node* in a mutant, with the nodes below it; None where nothing does."""
+    new: Any = copy.copy(node)
     if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARED:
-        new.ops[0] = COMPARED[type(node.ops[0])]()
+        new.ops = [COMPARED[type(node.ops[0])](), *node.ops[1:]]
     elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in COMPUTED:
         new.op = COMPUTED[type(node.op)]()
     elif isinstance(node, ast.BoolOp):
         new.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        new = ast.Call(ast.Name("bool", ast.Load()), [new.operand], [])
+        new = ast.Call(ast.Name("bool", ast.Load()), [node.operand], [])
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         new.value = not node.value
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         new.value = node.value + 1
     elif isinstance(node, ast.If | ast.While | ast.IfExp):
-        new.test = ast.UnaryOp(ast.Not(), new.test)
+        new.test = ast.UnaryOp(ast.Not(), node.test)
         return new, f"not ({ast.unparse(node.test)})"
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
-        new.func.id = "max" if node.func.id == "min" else "min"
+        new.func = ast.Name("max" if node.func.id == "min" else "min", ast.Load())
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         return ast.Pass(), f"without {ast.unparse(node)}"
     elif isinstance(node, ast.Break | ast.Continue):
@@ -156,20 +176,52 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
 
 
 def mutants(file: str) -> Iterator[Mutant]:
+    """Those of a file."""
     for name, function in functions(ast.parse((ROOT / file).read_text())):
+        seen: Counter[str] = Counter()
+        begins = function.lineno
         for number, node in enumerate(inner(function)):
-            if (new := changed(node)) is not None and hasattr(node, "lineno"):
-                yield Mutant(file, name, number, node.lineno, new[1])
+            begins = node.lineno if isinstance(node, ast.stmt) else begins
+            if (new := changed(node)) is not None and isinstance(node, ast.stmt | ast.expr):
+                yield Mutant(file, name, new[1], seen[new[1]], number, (node.lineno, begins))
+                seen[new[1]] += 1
 
 
-def sample(count: int, seed: int) -> list[Mutant]:
-    """*count* mutants, each file's share by how many it has."""
+@cache
+def every() -> list[Mutant]:
+    """Those of all files of `MUTATED`."""
     files = []
     for place in MUTATED:
         files += [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py"))
-    known = [m for file in files for m in mutants(file.relative_to(ROOT).as_posix())]
-    known = [m for m in known if (m.file, m.function, m.change) not in EQUIVALENT]
-    return random.Random(seed).sample(known, min(count, len(known)))
+    return [mutant for file in files for mutant in mutants(file.relative_to(ROOT).as_posix())]
+
+
+def sample(count: int, seed: int) -> list[Mutant]:
+    """*count* mutants; one that is drawn stays so whatever else of the code changes, but for some at the end."""
+
+    def rank(mutant: Mutant) -> bytes:
+        return hashlib.sha256(repr((seed, *mutant.key)).encode()).digest()
+
+    return sorted(every(), key=rank)[:count]
+
+
+def judged(text: str) -> dict[tuple[str, str, str, int], tuple[str, str]]:
+    """Kind and reason of each survivor that stands in a file like `JUDGED`. Raises ValueError for what is none."""
+    known = {mutant.key for mutant in every()}
+    found = {}
+    for file, functions in yaml.safe_load(text).items():
+        for function, entries in functions.items():
+            for entry in entries:
+                key = file, function, entry["change"], entry.get("nth", 0)
+                where = f"{JUDGED.name}: {file}: {function}: {entry['change']}"
+                if key not in known:
+                    raise ValueError(f"{where}: there is no such mutant (any more)")
+                if key in found:
+                    raise ValueError(f"{where}: judged twice")
+                if entry.get("kind") not in KINDS or not entry.get("why"):
+                    raise ValueError(f"{where}: kind ({' or '.join(KINDS)}) and why are needed")
+                found[key] = entry["kind"], entry["why"]
+    return found
 
 
 def put(mutant: Mutant) -> None:
@@ -206,27 +258,58 @@ def plain(found: Any) -> FunctionType:
     return found
 
 
-def reach(data: Any, took: dict[str, float], files: dict[str, str], mutant: Mutant) -> list[str]:
-    """The tests that reach a mutant's line, the quickest first."""
-    contexts = data.contexts_by_lineno(str(ROOT / mutant.file)).get(mutant.line, [])
-    tests = set()
-    for context in contexts:
-        module, _, name = context.partition(".")
-        if module in files:
-            tests.add(f"{files[module]}::{name.replace('.', '::')}")
-    chosen, left = [], BUDGET
-    for test in sorted(tests, key=lambda test: (took.get(test, 0.0), test))[:MOST]:
-        left -= took.get(test, 0.0)
-        if chosen and left < 0.0:
+def reach(data: Any, took: Mapping[str, float], mutant: Mutant, first: str | None = None) -> list[str]:
+    """The tests that are run for a mutant: *first*, and of each file that reaches its line the quickest, then the
+    second of each, and so on; files that are named like what is changed, or lie in a folder of that name, begin."""
+    by_line = data.contexts_by_lineno(str(ROOT / mutant.file))
+    found = next(filter(None, (set(by_line.get(line, ())) - {""} for line in mutant.lines)), set())
+    own = {part.strip("_") for part in PurePosixPath(mutant.file).with_suffix("").parts}
+    files: dict[str, list[str]] = defaultdict(list)
+    for test in sorted(found, key=lambda test: (took.get(test, 0.0), test)):
+        files[test.partition("::")[0]].append(test)
+
+    def far(file: str) -> int:
+        return -len(own & set(PurePosixPath(file.replace("test_", "")).with_suffix("").parts))
+
+    turns = [(turn, far(file), file, test) for file, tests in files.items() for turn, test in enumerate(tests)]
+    chosen, left = [first] if first in found else [], BUDGET
+    for *_, test in sorted(turns):
+        if test != first and took.get(test, 0.0) <= left:
+            left -= took.get(test, 0.0)
+            chosen.append(test)
+        if len(chosen) == MOST:
             break
-        chosen.append(test)
-    return chosen
+    return chosen or sorted(found, key=lambda test: took.get(test, 0.0))[:1]
 
 
-def judge(mutant: Mutant, tests: list[str], limit: float) -> str:
-    """`killed`, `survived`, or `uncovered`: no test reaches it. *limit*: seconds of the processor."""
+class Failed:
+    """A plugin of pytest that tells which test failed."""
+
+    def __init__(self, tell: int) -> None:
+        self.tell = tell
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            os.write(self.tell, report.nodeid.partition("[")[0].encode() + b"\n")
+
+
+def judge(mutant: Mutant, tests: list[str], took: Mapping[str, float]) -> tuple[str, str]:
+    """`killed`, and by which test; `survived`; or `uncovered`: no test reaches it. *took*: seconds of each test."""
     if not tests:
-        return "uncovered"
+        return "uncovered", ""
+    # Most are killed by the first few, and collecting others takes longer than these.
+    for some in filter(None, (tests[:FEW], tests[FEW:])):
+        limit = HANGS + 10.0 * math.fsum(took.get(test, 0.0) for test in some)
+        code, failed = _run(mutant, some, limit)
+        if code:
+            return "killed", failed
+    return "survived", ""
+
+
+def _run(mutant: Mutant, tests: list[str], limit: float) -> tuple[int, str]:
+    """Exit code of pytest for *tests*, and the one that failed. A run of more than *limit* seconds of the processor,
+    or by the clock of `ASLEEP` times as many, fails."""
+    hear, tell = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -239,21 +322,66 @@ def judge(mutant: Mutant, tests: list[str], limit: float) -> str:
             import pytest
 
             put(mutant)
-            code = int(pytest.main(["-x", *QUIETLY, *tests]))
+            code = int(pytest.main(["-x", *QUIETLY, *tests], plugins=[Failed(tell)]))
         os._exit(code)
+    os.close(tell)
     until = time.monotonic() + ASLEEP * limit
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            if code in (3, 4, 5):
-                raise RuntimeError(f"{mutant}: the tests could not be run ({code}): {' '.join(tests)}")
-            return "survived" if code == 0 else "killed"
-        if time.monotonic() > until:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "killed"
-        time.sleep(0.02)
+    try:
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > until:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return 1, ""
+            time.sleep(0.02)
+        code = os.waitstatus_to_exitcode(status)
+        if code in (3, 4, 5):
+            raise RuntimeError(f"{mutant}: the tests could not be run ({code}): {' '.join(tests)}")
+        return code, os.read(hear, 10_000).decode().partition("\n")[0] if code else ""
+    finally:
+        os.close(hear)
+
+
+@cache
+def _text(file: str) -> bytes:
+    return (ROOT / file).read_bytes()
+
+
+def stands_on(mutant: Mutant, tests: Iterable[str]) -> str:
+    """A number of the texts that an answer depends on: that which is changed, and the tests that were run."""
+    texts = [_text(file) for file in (mutant.file, *sorted({test.partition("::")[0] for test in tests}))]
+    return hashlib.sha256(repr((sorted(tests), texts)).encode()).hexdigest()
+
+
+def kept() -> dict[str, dict[str, str]]:
+    """How mutants ended before, by their keys: the last answer of each."""
+    found = {}
+    for file in sorted(KEPT.glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            one = json.loads(line)
+            if one["mutant"] not in found or found[one["mutant"]]["when"] <= one["when"]:
+                found[one["mutant"]] = one
+    return found
+
+
+def import_tests() -> None:
+    """Import once what tests import; what is forked from here has it. Properties that fail are not made smaller."""
+    import pytest
+    from hypothesis import HealthCheck, Phase, settings
+
+    settings.register_profile(
+        "mutants",
+        derandomize=True,
+        deadline=None,
+        max_examples=60,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate),
+    )
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        pytest.main(["--collect-only", *QUIETLY, *(f"tests/{folder}" for folder in TESTS)])
 
 
 def main() -> int:
@@ -261,37 +389,69 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="files whose path begins so")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="each N-th, from the I-th on (from 0)")
     given = parser.parse_args()
     covered.record(TESTS)
-    return try_mutants(given.count, given.seed, given.only)
+    part, parts = map(int, given.part.split("/"))
+    chosen = [one for one in sample(given.count, given.seed)[part::parts] if one.file.startswith(given.only)]
+    return try_mutants(chosen, given.seed, part)
 
 
-def try_mutants(count: int, seed: int, only: str = "") -> int:
-    """Judge *count* mutants and tell which survive; gives 1 if too few are killed, else 0."""
+def ended(mutants: Iterable[Mutant], part: int) -> Iterator[tuple[Mutant, str, str]]:
+    """Each mutant, how it ended, and which test killed it; what was found is kept."""
     os.chdir(ROOT)
-    data, took = covered.found().get_data(), covered.seconds()
-    files = {p.stem: p.relative_to(ROOT).as_posix() for p in HERE.rglob("test_*.py") if "real" not in p.parts}
-    import pytest
-
-    # What tests import is imported once; what is forked from here has it.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        pytest.main(["--collect-only", *QUIETLY, *(f"tests/{folder}" for folder in TESTS)])
-    ended: Counter[str] = Counter()
-    for mutant in sample(count, seed):
-        if not mutant.file.startswith(only):
+    data, took, before = covered.found().get_data(), covered.seconds(), kept()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    imported = False
+    for mutant in mutants:
+        key = json.dumps(mutant.key)
+        one = before.get(key, {"how": "", "by": "", "stands_on": ""})
+        tests = reach(data, took, mutant, one["by"] or None)
+        if one["how"] == "killed" and one["by"] and one["stands_on"] == stands_on(mutant, [one["by"]]):
+            yield mutant, "killed", one["by"]
             continue
-        tests = reach(data, took, files, mutant)
-        how = judge(mutant, tests, 20.0 + 10.0 * math.fsum(took.get(test, 0.0) for test in tests))
-        ended[how] += 1
-        if how != "killed":
-            sys.stdout.write(f"{how}: {mutant}\n")
-            sys.stdout.flush()
-    share = 100.0 * ended["killed"] / max(ended.total(), 1)
-    sys.stdout.write(
-        f"mutants: {ended.total()} of seed {seed}, {ended['killed']} killed ({share:.1f} %),"
-        f" {ended['survived']} survived, {ended['uncovered']} in lines that no test reaches\n"
+        if one["how"] == "survived" and one["stands_on"] == stands_on(mutant, tests):
+            yield mutant, "survived", ""
+            continue
+        if not imported:
+            import_tests()
+            imported = True
+        how, by = judge(mutant, tests, took)
+        stands = stands_on(mutant, [by] if by else tests)
+        told = {"mutant": key, "how": how, "by": by, "stands_on": stands, "when": time.time()}
+        with (KEPT / f"{part}.jsonl").open("a") as file:
+            file.write(json.dumps(told) + "\n")
+        yield mutant, how, by
+
+
+def try_mutants(chosen: Iterable[Mutant], seed: int, part: int = 0) -> int:
+    """Judge mutants and tell which survive; gives 1 if too few are killed or a survivor is not judged, else 0."""
+    verdicts = judged(JUDGED.read_text())
+    ends: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for mutant, how, _ in ended(chosen, part):
+        kind, why = verdicts.get(mutant.key, ("not judged", ""))
+        ends[how] += 1
+        if how == "killed":
+            if why:
+                say(f"killed, though judged {kind}: {mutant}")
+            continue
+        kinds[kind] += 1
+        say(f"{how}, {kind}: {mutant}" + (f" ({why})" if why else ""))
+    total = ends.total()
+    share = 100.0 * ends["killed"] / max(total - kinds["equivalent"], 1)
+    say(
+        f"mutants: {total} of seed {seed}: {ends['killed']} killed, {ends['survived']} survived,"
+        f" {ends['uncovered']} in lines that no test reaches; {kinds['equivalent']} of those equivalent,"
+        f" {kinds['stays']} stay, {kinds['not judged']} not judged. Killed of those that are not equivalent:"
+        f" {share:.1f} % ({100.0 * ends['killed'] / max(total, 1):.1f} % of all)"
     )
-    return 1 if share < LEAST else 0
+    return 1 if share < LEAST or kinds["not judged"] else 0
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     python tests/soak.py --worlds 20000 --only worlds
     python tests/soak.py --faults 10000 --only faults
     python tests/soak.py --mutants 300 --only mutants
+    python tests/soak.py --only coverage
 
 A damaged file must end in one line with exit code 2, or in an answer; a run's memory must not grow with its requests
 beyond what it says of each; no world may break an invariant; of small changes in the code the tests must notice 85 %.
@@ -192,8 +193,7 @@ def try_formats(count: int, seed: int, first: int = 0) -> int:
                 if fault:
                     own += 1
                     say(f"FAILED {kind}: input {number} of seed {seed}: {fault}")
-                for left in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
-                    (folder / left).unlink(missing_ok=True)
+                remove_results(folder)
                 if time.monotonic() - said > BETWEEN:
                     said = time.monotonic()
                     say(f"  {kind}: {number + 1 - first} of {count}")
@@ -202,6 +202,12 @@ def try_formats(count: int, seed: int, first: int = 0) -> int:
             say(f"{kind}: {count} damaged, {own} neither refused in a line nor answered, {count / took:.0f}/s")
             failed += own
     return failed
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what commands have written: the next one is to begin anew."""
+    for name in ("o.csv", "w.csv", "w.csv.spec.yaml", "w.csv.part"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def fault_of(command: tuple[object, ...]) -> str | None:
@@ -359,6 +365,11 @@ def try_mutants(count: int, seed: int) -> int:
     return 1 if code else 0
 
 
+def try_coverage() -> int:
+    """Measure which lines and branches the tests take (``tests/covered.py``); gives 1 if too few, else 0."""
+    return 1 if subprocess.run([sys.executable, str(HERE / "covered.py")], check=False).returncode else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged files of each kind")
@@ -368,7 +379,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=20_000, help="worlds in which workers fail")
     parser.add_argument("--mutants", type=int, default=1000, help="changes in the code that the tests are to notice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants"])
+    parser.add_argument("--only", choices=["formats", "memory", "worlds", "faults", "mutants", "coverage"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -379,6 +390,7 @@ def main() -> int:
         "worlds": lambda: try_worlds(given.worlds, given.seed),
         "faults": lambda: try_faults(given.faults, given.seed),
         "memory": lambda: try_memory(given.requests),
+        "coverage": try_coverage,
         "mutants": lambda: try_mutants(given.mutants, given.seed),
     }
     failed = sum(trial() for name, trial in trials.items() if given.only in (None, name))

@@ -19,8 +19,10 @@ def test_whole_files_are_answered(tmp_path: Path) -> None:
     for kind, form in soak.formats(tmp_path).items():
         whole = form.text.encode()
         (tmp_path / form.path).write_bytes(soak.gzip.compress(whole) if form.packed else whole)
+        soak.remove_results(tmp_path)
         code, _, err = soak.call(*form.command)
         assert code == 0, (kind, err)
+        soak.remove_results(tmp_path)
         (tmp_path / form.path).write_bytes(b"\xff\x00")
         assert soak.call(*form.command)[0] == 2, kind
         (tmp_path / form.path).write_bytes(soak.gzip.compress(whole) if form.packed else whole)

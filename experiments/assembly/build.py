@@ -51,7 +51,7 @@ from ..workload import sessions
 from ..workload.requests import about, check_resolution, other_images, read_trace, requests
 from . import engine_options, groups, handovers, stated
 from .costs import Meter, costs
-from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of
+from .llm_workers import ENDLESS, check_engine, contexts, deadlines_of, host_ahead, prepare, settings_of, slowed
 from .pipeline import call_times, estimates, make_pipeline, make_pool, seconds_alone, told_similar, wiring
 from .replicas import expanded
 from .shapes import alone_by_shape, check_sizes, estimates_by_shape, shaped_worker, shapes_of, told
@@ -227,7 +227,7 @@ def build(experiment: Experiment, recorder: Recorder | None = None) -> Run:
         recorder.summary.input["basis"] = said
     if experiment.time.unmeasured == "shared":
         _check_memory(experiment, workers, profiles)
-    options = dict(experiment.time)
+    options = {name: value for name, value in experiment.time if name != "host"}
     if options["session"] is not None:
         options["session"] = datetime.fromisoformat(options["session"])
     specs = {spec.name or spec.modules[0]: spec for spec in experiment.deployment.workers}
@@ -404,6 +404,8 @@ def make_workers(experiment: Experiment, stages: list[Stage], profiles: dict[str
             )
             ahead = settings.asynchronous or settings.limits.pipeline_parallel_size > 1
             host = host_ahead(profile, costs=experiment.time.costs) if ahead else None
+            if experiment.time.host is not None:
+                host = slowed(host, profile, experiment.time)
             role = spec.role or "both"
             engine = TokenWorker(stage, policy, engine_view, device=spec.device or "", host=host, role=role)
             if spec.engine is not None and spec.engine.speculative_config is not None:

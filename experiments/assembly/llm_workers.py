@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from servetwin.core import AbsoluteSLO, BadInput, RunFolder
@@ -29,9 +29,12 @@ from servetwin.profiles.tables.costs import (
     LAUNCH_LEFT,
     LAUNCH_PIECES,
     SWAP,
+    TOLD,
+    TOLD_EACH,
 )
 
-from ..spec.experiment import Experiment, WorkerSpec
+from ..spec.experiment import Experiment, Time, WorkerSpec
+from ..spec.keys.host_factors import factors_of
 from ..spec.llm import EngineSpec, TokenSLOSpec
 from ..workload.lengths import largest
 
@@ -233,8 +236,27 @@ def host_ahead(profile: Profile, *, costs: bool = True) -> Host:
         left=seconds(LAUNCH_LEFT()),
         back=seconds(LAUNCH_BACK()),
         back_token=seconds(LAUNCH_BACK_TOKEN()),
+        told=seconds(TOLD()) if TOLD() in profile.costs else None,
+        told_each=seconds(TOLD_EACH()),
         graph_tokens=profile.token_data.engine.graph_tokens,
     )
+
+
+def slowed(host: Host | None, profile: Profile, time: Time) -> Host:
+    """*host*, by *profile*, where launches take as many times as long as *time* says. Raises `BadInput` where they
+    are no part of what is simulated: steps of such engines have their host's part in them, and nobody knows which."""
+    from servetwin.profiles.llm import launch_times  # which other simulations do without
+
+    assert time.host is not None
+    if host is None or BEGINS() not in profile.costs:
+        what = f"{profile.name} does not say what launching a step takes"
+        if host is None:
+            what = f"the engine by {profile.name} is synchronous: its steps have their launches in them"
+        right = f"an asynchronous engine, by a profile with {BEGINS()}; or no time.host"
+        raise BadInput(what, where="time.host", right=right)
+    if not time.costs:
+        raise BadInput("without costs launches take no time", where="time.host", right="time.costs: true")
+    return replace(host, **launch_times.lengthened(vars(host), factors_of(time.host)))
 
 
 def prepare(recorder: Recorder, experiment: Experiment, workers: list[Worker]) -> None:

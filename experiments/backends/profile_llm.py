@@ -63,6 +63,7 @@ def plan_for(
     model, or without CUDA graphs, rows of like steps. *limit* is the most sequences at a time, before what *settings*
     say. Raises `BadInput` for an unknown model, or without a GPU."""
     from servetwin.profiles.llm.hf_config import shape_of
+    from servetwin.real.vllm.engine import TINY as TINIEST
     from servetwin.real.vllm.engine import EngineOptions, device_name
     from servetwin.real.vllm.profiling.measuring.async_steps import SMALL_ROTATION
     from servetwin.real.vllm.profiling.measuring.step_grid import SMALL
@@ -73,14 +74,25 @@ def plan_for(
     there = device_name()
     if asynchronous is None:
         asynchronous = there != "cpu"
+    parallel = settings.tensor_parallel_size
     if model == TINY:
-        options = EngineOptions(max_sequences=limit or 32, kv_bytes=16 << 20, asynchronous=asynchronous)
+        _check_parallel(parallel, TINIEST["heads"], TINIEST["heads"], TINY)
+        options = EngineOptions(
+            max_sequences=limit or 32,
+            kv_bytes=(16 << 20) // parallel,
+            asynchronous=asynchronous,
+            tensor_parallel=parallel,
+        )
         return options, SMALL_ROTATION if asynchronous else SMALL
     name, shape = shape_of(model)
     if there == "cpu":
         raise BadInput(f"{model} wants a GPU, and there is none", right=TINY)
     import torch
 
+    _check_parallel(parallel, shape.heads, shape.kv_heads or shape.heads, name)
+    if parallel > (there_are := torch.cuda.device_count()):
+        what = f"{name} on {parallel} GPUs, but this machine has {there_are}"
+        raise BadInput(what, where="--vllm tensor_parallel_size", right=f"{there_are} at most")
     tokens, sequences = settings.sizes(torch.cuda.get_device_properties(0).total_memory / 2**30, there)
     longest = settings.max_model_len or shape.positions
     if longest > shape.positions:
@@ -96,7 +108,7 @@ def plan_for(
         block_size=settings.block_size,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_bytes=settings.kv_cache_memory_bytes,
-        tensor_parallel=settings.tensor_parallel_size,
+        tensor_parallel=parallel,
         compiled=not (eager or settings.enforce_eager),
         asynchronous=asynchronous,
         seed=settings.seed,
@@ -109,6 +121,15 @@ def plan_for(
             right="vLLM's default, which is asynchronous",
         )
     return options, None
+
+
+def _check_parallel(parallel: int, heads: int, kv_heads: int, name: str) -> None:
+    """Raise `BadInput` where vLLM would: if so many devices cannot share the heads of a model evenly."""
+    if heads % parallel or max(kv_heads, parallel) % min(kv_heads, parallel):
+        what = f"{name} has {heads} heads with {kv_heads} of keys and values, which {parallel} devices cannot share"
+        can = [n for n in range(1, heads + 1) if not heads % n and not max(kv_heads, n) % min(kv_heads, n)]
+        right = f"one of {', '.join(map(str, can))}"
+        raise BadInput(what, where="--vllm tensor_parallel_size", right=right)
 
 
 def _folder(model: str) -> str | None:

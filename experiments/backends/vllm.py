@@ -251,7 +251,8 @@ class VllmBackend:
             return replace(options, graphs=GRAPHS + LARGER, graphs_for="all")
         if not gpu:  # vLLM keeps one block for itself
             tokens = (limits.blocks + 1) * limits.block_size
-            return replace(options, kv_bytes=tokens * bytes_per_token(options.model, options.dtype))
+            whole = tokens * bytes_per_token(options.model, options.dtype)
+            return replace(options, kv_bytes=whole // options.tensor_parallel)  # of each device
         return options
 
     def _engine(self, options: EngineOptions, profile: Profile, say: Say) -> VllmEngine:

@@ -107,6 +107,8 @@ RECORDED_RUNS = (
     ("sd15-512-rtx4090", "neustream", 0.6),
     ("opt-13b-a6000", "vllm", 2.0),
     ("opt-13b-a6000", "vllm-v1", 2.0),
+    ("opt-13b-h100-async", "vllm-v1", 4.0),
+    ("opt-13b-h100-async", "vllm-v1", 12.0),
     ("opt-13b-a6000", "neustream-llm", 2.0),
     ("matplotagent-rtx4090", "neustream-llm", None),
 )
@@ -118,14 +120,15 @@ def records(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for workload, policy, rate in RECORDED_RUNS:
             given = [("policy", policy), *([("rate", rate)] if rate is not None else [])]
-            places = (Path(folder) / f"{workload}-{policy}-{i}" for i in itertools.count())
+            places = (Path(folder) / f"{workload}-{policy}-{rate}-{i}" for i in itertools.count())
             run = partial(build.run, load(workload, given))
             cases = {"plain": partial(_reported, run), "recorded": partial(_recorded, run, places)}
             costs = turns({name: partial(in_process, case) for name, case in cases.items()}, rounds)
             plain, recorded = ([cost.cpu for cost in costs[name]] for name in cases)
             least = f"{min(recorded) / min(plain):.2f} by the least of each"
             told = f"{spread(plain, 1000)}, with records {spread(recorded, 1000)}"
-            print(f"{workload} {policy}: {told}; ratio {ratios(costs['recorded'], costs['plain'])}, {least}")
+            at = f" at {rate:g}/s" if rate is not None else ""
+            print(f"{workload} {policy}{at}: {told}; ratio {ratios(costs['recorded'], costs['plain'])}, {least}")
 
 
 def _reported(run: Callable[..., Summary]) -> None:

@@ -162,7 +162,7 @@ class _Asked:
     def relaxed(self, *, noise: bool) -> _Found:
         if not self.requests:
             return _Found(0, "exact", {}, np.zeros(0))
-        terms = {**self.experiment.time.model_dump(), "noise": noise}
+        terms = {**self.experiment.time.model_dump(exclude={"host"}), "noise": noise}
         if terms["session"] is not None:
             terms["session"] = datetime.fromisoformat(terms["session"])
         options = TimeOptions(**terms)

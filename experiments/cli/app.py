@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ..backends.serve import Served
     from ..spec.experiment import Experiment
     from ..validation.envelope.standing import Standing, Standings
+    from ..validation.replay.host_band import OnHost
 
 app = typer.Typer(
     name="servetwin",
@@ -129,6 +130,7 @@ def run(
     objective: options.Objective = None,
     jobs: options.RunJobs = None,
     cluster: Cluster = None,
+    host_factor: options.HostFactor = None,
 ) -> None:
     """Run one experiment: in simulation, or for real on devices of this machine (--backend real)."""
     from ..backends.serve import serve
@@ -143,6 +145,7 @@ def run(
         [*((ByOption(k), v) for k, v in short.items() if v is not None), *options.overrides_of(sets, short)],
     )
     run_output.check_windows(chosen, out, windows, objective)
+    hosts = options.hosts_of(chosen, host_factor, backend)
     began = time.perf_counter()
     modules = _of_modules(devices, weights, sampler, slots, processes, compile_what)
     ahead = {"--url": url, "--api-key-env": api_key_env, "--asynchronous": asynchronous}
@@ -167,7 +170,8 @@ def run(
         served = serve(chosen, out, backend=backend, setup=setup, **more, **told)  # type: ignore[arg-type]
     took = time.perf_counter() - began
     stands = stands or (validity.of(chosen) if served.real is None else None)
-    _tell(chosen, served, took, out, stands, by_window=(windows, objective), as_json=as_json)
+    by_host = options.band_of(chosen, hosts, jobs)
+    _tell(chosen, served, took, out, stands, by_window=(windows, objective), by_host=by_host, as_json=as_json)
 
 
 def _tell(
@@ -178,10 +182,12 @@ def _tell(
     stands: Standing | None,
     *,
     by_window: tuple[float | None, float | None],
+    by_host: list[OnHost],
     as_json: bool,
 ) -> None:
     """Print what came of a run that *took* so many seconds, whose records are in *out*, and where it *stands*;
-    *by_window*: the seconds of windows to tell it by, and an objective."""
+    *by_window*: the seconds of windows to tell it by, and an objective; *by_host*: what it comes to on other hosts.
+    """
     from ..assembly import build
 
     if chosen.deployment.prices is not None and "cost" not in served.summary:  # a real run: who computed is not told
@@ -197,12 +203,16 @@ def _tell(
 
         told = of_run(out, *by_window)
         beside["windows"] = told.as_dict()
+    if by_host:
+        beside["by_host"] = [one.as_dict() for one in by_host]
     if as_json:
         print_json({**served.summary, **({} if stands is None else {"validity": stands.as_dict()}), **beside})
         return
     run_output.show_run(chosen, served.summary, took, use)
     if told is not None:
         run_output.show_windows(told)
+    if by_host:
+        run_output.show_hosts(by_host)
     if served.real is not None:
         run_output.show_real(served.real)
     else:

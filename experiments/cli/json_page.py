@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from .output.json_output import COMMANDS, Fault, Overload, Use, Window, Windows
+from .output.json_output import COMMANDS, Fault, OnHost, Overload, Use, Window, Windows
 
 INTRODUCTION = """\
 # JSON output
@@ -21,14 +21,15 @@ Numbers that are not known, or not finite, are `null`. Errors are as without `--
 an [exit code](command-line.md). `sweep` and `score`, which write a table to `--out`, need none with `--json`.
 
 `servetwin run --json` prints the content of [`summary.json`](records.md), of a simulation `validity`
-([`Validity`](#sweep)), `use` if the run leaves records, and with `--windows` a key `windows`:
+([`Validity`](#sweep)), `use` if the run leaves records, with `--windows` a key `windows`, and with
+`--host-factor` a list `by_host` of `OnHost`:
 """
 
 
 def as_markdown() -> str:
     """The page."""
     lines = [INTRODUCTION]
-    for kind in (Use, Windows, Window, Overload, Fault):
+    for kind in (Use, Windows, Window, Overload, Fault, OnHost):
         lines += [f"`{kind.__name__}`:", "", *_rows(kind)]
     lines.pop()
     told: list[Any] = []

@@ -19,6 +19,7 @@ from servetwin.profiles.tables.field_types import Late
 from .keys.autoscaler import AutoscalerSpec
 from .keys.faults import FaultsSpec
 from .keys.field_types import Count, NotNegative, Positive, Strict, Weight
+from .keys.host_factors import Host
 from .keys.memory import CardSpec
 from .keys.prices import Price
 from .keys.routing import HandoverSpec, RouterSpec, Routing
@@ -503,6 +504,7 @@ class Time(Strict):
     *session*: date and time of a measured run, for the speed of its host on that day. *hold*: beyond the end of a
     table its last value is used, instead of an error. *unmeasured*: workers on one device whose slowdown of each
     other the profile does not contain are "refused", or the device is "shared" in time among those that are busy.
+    *host*: launching the steps of engines of language models takes so many times what the profile says.
     """
 
     table: Literal["measured", "scheduler", "corrected"] = "measured"
@@ -514,6 +516,7 @@ class Time(Strict):
     session: Annotated[str, AfterValidator(_moment)] | None = None
     hold: bool = False
     unmeasured: Literal["refused", "shared"] = "refused"
+    host: Host | None = None
 
 
 class Experiment(Strict):
@@ -552,6 +555,8 @@ class Experiment(Strict):
             for key in ("handover", "role", "prices", "actions", "autoscaler", "faults", "gpus", "cards"):
                 if key in said and said[key] is None:
                     del said[key]
+        if self.time.host is None:
+            del content["time"]["host"]
         for worker in plan["workers"]:
             drop_options(worker["engine"])
         for key in [key for key in ("trace", "sessions") if load[key] is None]:

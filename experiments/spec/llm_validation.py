@@ -60,6 +60,8 @@ def check(experiment: Experiment) -> None:
     _check_slo(experiment, modules)
     if experiment.time.table == "corrected" and not modules:
         raise Misfit(("time", "table"), "only models of LLM modules are corrected", "measured or scheduler")
+    if experiment.time.host is not None and not modules:
+        raise Misfit(("time", "host"), "launches are those of engines of LLM modules", "to leave it out")
 
 
 def _check_lengths(path: tuple[str, ...], module: str, load: Workload) -> None:

@@ -50,6 +50,7 @@ from .replay import (
 from .replay import (
     packed_runs,
 )
+from .replay.host_band import by_own_host
 
 if TYPE_CHECKING:
     from servetwin.sim.measured import TimeOptions
@@ -185,7 +186,7 @@ def _score_folders(
             tuple(r.changed),
             otherwise(r.experiment),
             latencies=tuple(replay_folder.latencies(r, row)),
-            notes=tuple(replay_folder.off_profile(r)),
+            notes=(*replay_folder.off_profile(r), *by_own_host(r, row, seeds, jobs)),
         )
         for r, row in zip(found, rows, strict=True)
     ]
@@ -263,7 +264,10 @@ def _terms(overrides: Sequence[Override], recordings: Sequence[Path]) -> TimeOpt
         name = str(first["loc"][0])
         right = first["msg"].removeprefix("Input should be ")
         raise BadInput(f"{given[name]!r} does not fit", where=f"--set time.{name}", right=right) from None
-    return TimeOptions(**{**time.model_dump(), "session": None})
+    if time.host is not None:
+        what = "launches are those of engines of language models"
+        raise BadInput(what, where="--set time.host", right="to leave it out")
+    return TimeOptions(**{**time.model_dump(exclude={"host"}), "session": None})
 
 
 def _recordings_in(path: Path) -> list[Path]:

@@ -20,6 +20,14 @@ TAIL = 4e-4
 ENOUGH = 20
 #: What is still the same host.
 ALIKE = 0.1
+#: What a host takes to launch, by its name there, and by which factor of `over_profile` it gets longer.
+OF_HOST = {
+    "begins": BEGINS(),
+    "begins_each": BEGINS(),
+    "each": BEGINS(),
+    "pieces": LAUNCH_PIECES(),
+    "launch": LAUNCH(),
+}
 #: How steps are launched, in words, by the cost of it.
 WORDS = {BEGINS(): "as one graph", LAUNCH_PIECES(): "piece by piece", LAUNCH(): "kernel by kernel"}
 
@@ -52,6 +60,13 @@ def over_profile(
         if some.sum() >= ENOUGH and usual > 0.0:
             factors[name] = float((sampled[some].mean() + mean + TAIL) / usual)
     return factors
+
+
+def lengthened(launches: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
+    """The seconds of *launches* (under the names of `servetwin.core.llm.serving.host.Host`) on a host that takes as
+    many times as long as *factors* say, which are as of `over_profile`. What sequences cost that leave a batch or
+    come back is in the factors, and stays as it is."""
+    return {name: launches[name] * factors[cost] for name, cost in OF_HOST.items()}
 
 
 def line(factors: Mapping[str, float], profile: str) -> str:

@@ -319,6 +319,22 @@ LAUNCH_BACK = CostName(
 LAUNCH_BACK_TOKEN = CostName(
     "step.launch.back_token", "seconds", _VALUE, "and per token of its context", _ENGINE, needs=(LAUNCH_BACK.pattern,)
 )
+TOLD = CostName(
+    "step.told",
+    "seconds",
+    _VALUE,
+    "where processes of their own launch steps, as with tensor parallelism: from asking the policy until they have "
+    "been told of the step and the engine's goes on; without it the engine's own process launches",
+    _ENGINE,
+)
+TOLD_EACH = CostName(
+    "step.told.each",
+    "seconds",
+    _VALUE,
+    "what that takes longer for each of its sequences",
+    _ENGINE,
+    needs=("step.told",),
+)
 HOST_SLOWDOWN = CostName(
     "host.slowdown",
     "ratio",

@@ -13,6 +13,7 @@
 `pipeline_server`   serves pipelines with such engines
 `prefix_cache`      vLLM's prefix cache as policies see it
 `prompts`           token ids of prompts that begin alike where that is said, and nowhere else
+`launches`          watches how steps are launched, in this process or in those of vLLM's workers
 `profiling`         measures a language model's steps
 ==================  =========================================================================
 """

@@ -209,7 +209,8 @@ class VllmEngine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from .internals import HostClock, steps_ahead
+        from .internals import steps_ahead
+        from .launches.host_clock import HostClock
         from .scheduler import PolicyScheduler
 
         self.options = options
@@ -265,8 +266,8 @@ class VllmEngine:
         self._undisturbed = False
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
-        #: Of engines that decide a step ahead, in this process: how long the launches of a run take.
-        self.host_clock = HostClock(self.core) if options.asynchronous and options.tensor_parallel == 1 else None
+        #: Of engines that decide a step ahead: how long the launches of a run take.
+        self.host_clock = HostClock(self.core) if options.asynchronous else None
         self.begin_prompts()
         if options.asynchronous and not steps_ahead(self.core):
             raise BadInput(
@@ -295,7 +296,11 @@ class VllmEngine:
         """End the engine, and give its memory back. It serves no more."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
+        from .internals import close_sockets, queues_of
+
+        queues = queues_of(self.core)
         self.engine.engine_core.shutdown()
+        close_sockets(queues)
         del self.core, self.scheduler, self.engine
         cleanup_dist_env_and_memory()
 
@@ -541,11 +546,11 @@ class VllmEngine:
             yield
             return
         self.host_clock.take()
-        self.host_clock.on = True
+        self.host_clock.watch(True)
         try:
             yield
         finally:
-            self.host_clock.on = False
+            self.host_clock.watch(False)
 
     def _wait(self, client: Client | None, sender: SessionSender | None, idle: bool, closed: bool) -> None:
         """Sleep until something arrives or the policy wants to be asked again; a GPU host watches the clock."""

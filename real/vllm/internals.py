@@ -25,8 +25,6 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from .plan import HostLaunch
-
 #: The versions that this was tried with: the first on GPUs and a CPU, the others on a CPU.
 TRIED = ("0.25.1", "0.27.1", "0.32.0")
 #: What the queue beside ``waiting`` is called: until 0.30 it holds all that could not be scheduled when their turn
@@ -168,6 +166,25 @@ def forget_prefixes(scheduler: Any) -> None:
     Raises `ServeTwinError` if vLLM cannot."""
     if not scheduler.kv_cache_manager.reset_prefix_cache():
         raise ServeTwinError("vLLM does not empty its prefix cache: blocks are still in use")
+
+
+def queues_of(core: Any) -> list[Any]:
+    """The message queues between the engine *core* and workers that are processes of their own."""
+    executor = core.model_executor
+    queues = [getattr(executor, "rpc_broadcast_mq", None), *getattr(executor, "response_mqs", ())]
+    return [queue for queue in queues if queue is not None]
+
+
+def close_sockets(queues: Sequence[Any]) -> None:
+    """Close the sockets of *queues* that are not used any more. vLLM leaves that to the collection of garbage, which
+    may come to their context first, and then waits for ever for them to be closed."""
+    import zmq
+
+    for queue in queues:
+        holders = [queue, *(held for held in vars(queue).values() if hasattr(held, "__dict__"))]
+        sockets = [s for holder in holders for s in vars(holder).values() if isinstance(s, zmq.Socket)]
+        for context in {socket.context for socket in sockets}:
+            context.destroy(linger=0)  # a queue has one of its own
 
 
 def own_class(scheduler: Any) -> type:
@@ -407,39 +424,3 @@ class Steered(Scheduler):  # type: ignore[misc]
 class SteeredAsync(Steered, AsyncScheduler):  # type: ignore[misc]
     """The same over vLLM's scheduler for asynchronous scheduling, where a step is decided while the one before it
     still runs."""
-
-
-class HostClock:
-    """Watches the launches of the engine *core* while it is `on`. The device is not asked for anything: two readings
-    of a clock for each step. Only of engines that decide a step ahead; in others a launch waits for its step."""
-
-    def __init__(self, core: Any) -> None:
-        self.on = False
-        self._seen: list[HostLaunch] = []
-        self._open: tuple[float, float, Any] | None = None
-        executor = core.model_executor
-        self._execute, self._sample = executor.execute_model, executor.sample_tokens
-        executor.execute_model, executor.sample_tokens = self._execute_model, self._sample_tokens
-
-    def take(self) -> list[HostLaunch]:
-        """Of the steps since the last call, in their order."""
-        seen, self._seen = self._seen, []
-        return seen
-
-    def _execute_model(self, output: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.on or not output.total_num_scheduled_tokens:
-            return self._execute(output, *args, **kwargs)
-        begun = time.monotonic()
-        found = self._execute(output, *args, **kwargs)
-        self._open = begun, time.monotonic() - begun, output
-        return found
-
-    def _sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        found = self._sample(*args, **kwargs)
-        if self._open is not None:
-            begun, launched, output = self._open
-            self._open = None
-            sequences = len(output.num_scheduled_tokens)
-            tokens = output.total_num_scheduled_tokens
-            self._seen.append(HostLaunch(tokens, sequences, launched, time.monotonic() - begun))
-        return found

@@ -21,6 +21,8 @@ from servetwin.core import Request
 from servetwin.core.llm import PromptContent
 from servetwin.core.serving.sessions import Coming, Conversations, Session
 
+from .launches.host_clock import HostLaunch
+
 #: The key of vLLM's ``additional_config``, and of a request's ``extra_args``.
 KEY = "servetwin"
 
@@ -76,17 +78,6 @@ class Served:
     reason: str = ""  #: why it failed, if that is known of this one
     cached: int | None = None
     ids: list[int] | None = None  #: the tokens of the answer, where somebody wants to know
-
-
-@dataclass(frozen=True)
-class HostLaunch:
-    """One step: its *tokens* and *sequences*, and the seconds from when vLLM's executor was called until the step was
-    *launched*, and until its sampling was as well (*sampled*)."""
-
-    tokens: int
-    sequences: int
-    launched: float
-    sampled: float
 
 
 @dataclass

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: So many requests are read at a time.
 READ = 1024
-#: After so many it is told how many have ended.
+#: After so many what was counted is added up, and told.
 TELL = 16 * READ
 
 
@@ -52,7 +52,7 @@ class SideBySide:
         source: TokenColumns,
         summary: Callable[[TokenWorker], TokenSummary],
     ) -> None:
-        self.source, self.router = source, router
+        self.source, self.router, self.total = source, router, summary(workers[0])
         self.changed: list[set[WorkerState]] = []  # those that the router gave
         self.weighs = False
         self.loops: list[ServingLoop] = []
@@ -129,9 +129,9 @@ class SideBySide:
                 moved = [place]
                 number += 1
             if not number % TELL:
+                self._add_up()
                 ended.clear()
-                for loop in self.loops:
-                    ended.update(loop.recorder.summary.outcomes)
+                ended.update(self.total.outcomes)
 
     def _go_on(self, ends: list[tuple[float, int]], moved: list[int], at: float) -> None:
         """Let those go on whose step is over when a request comes *at* that time, and add them to *moved*."""
@@ -151,7 +151,12 @@ class SideBySide:
         for end in later:
             heappush(ends, end)
 
-    def count(self, summary: Summary) -> None:
-        """Add up in *summary* what was counted."""
+    def _add_up(self) -> None:
+        """Add up what replicas have counted since the last time: long runs put it away."""
         for loop in self.loops:
-            summary.merge(loop.recorder.summary)
+            loop.recorder.summary.hand_over(self.total)
+
+    def count(self, summary: Summary) -> None:
+        """Count in *summary* what came of all requests, once."""
+        self._add_up()
+        self.total.hand_over(summary)

@@ -44,7 +44,8 @@ def unheard(loop: ServingLoop) -> bool:
 def attach_runs(loop: ServingLoop, engine: TokenEngineAhead, lane: AheadLane) -> None:
     """Let *engine*, whose steps run on *lane*, go on without the calendar where nothing else stands there."""
     engine.pass_to = lane.calendar.pass_to
-    if type(engine) is TokenEngineAhead and type(engine.host) is Host and unheard(loop):
+    launches = type(engine.host) is Host and engine.host.told is None
+    if type(engine) is TokenEngineAhead and launches and unheard(loop):
         engine.go_on = AheadRuns(engine, lane).go_on
 
 

@@ -6,6 +6,7 @@ engine does between two steps is the host's, beside the device, and no part of t
 still while it launches a step (`TokenTiming.stalls`); of that the device sees what is longer than the step that runs.
 Launches take longer at some times than at others (`TokenTiming.slowdown`).
 What a step takes depends on how much was computed just before (`TokenTiming.recent_load`).
+Where processes of their own launch (`Host.told`), they begin with a step when they have launched the one before it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class AheadLane:
         self.recent_load = timing.recent_load
         self.slowdown = timing.slowdown
         self.host = host
+        self.apart = host.told is not None
+        self.launched = 0.0  # until when processes of their own launch, if they do
         self.last = 0.0  # when the last step that is known of ends
         self.decode = 0  # the sequences that decode in it
         self.timing = timing
@@ -70,9 +73,14 @@ class AheadLane:
                 stall = 0.0  # what launches take at other times has them in it
             begins *= slowdown
             launching *= slowdown
-        ready = now + begins + stall
+        asked = now
+        if self.apart:  # as if it had been asked later, if those that launch are still at the step before
+            asked = max(now, self.launched - host.telling(batch))
+        ready = asked + begins + stall
         start = batch.start = ready if ready > last else last
-        batch.launched = launched = now + launching + stall
+        batch.launched = launched = asked + launching + stall
+        if self.apart:
+            self.launched = launched
         if seconds is not None:
             draw = self.prefills if batch.prefill else self.timing.draw
             if draw is not None:

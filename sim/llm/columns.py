@@ -90,7 +90,9 @@ def fits(loop: ServingLoop, executor: EngineExecutor, source: TokenColumns) -> b
     ):
         return False
     engine, ahead = worker.engine, worker.host is not None
-    if ahead and (type(engine) is not TokenEngineAhead or type(worker.host) is not Host):
+    if ahead and (
+        type(engine) is not TokenEngineAhead or type(worker.host) is not Host or worker.host.told is not None
+    ):
         return False
     if not ahead and type(engine) is not TokenEngine:
         return False

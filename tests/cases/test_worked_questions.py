@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from servetwin.core import Recorder
 from servetwin.experiments.assembly.build import build
@@ -114,3 +115,87 @@ def test_one_that_dies_is_a_queue_with_breakdowns(folder: Path) -> None:
     assert sum(found) / 3 == pytest.approx(sojourn_with_breakdowns(0.5, 1.0, 40.0, 4.0), rel=0.03)
     assert sum(row["mean_availability"] for row in rows) / 3 == pytest.approx(40 / 44, rel=0.01)
     assert all(row["gave_up"] == 0 and row["finished"] == 20000 for row in rows)
+
+
+def mean_by_chain(servers: int, rate: float, service: float, mtbf: float, mttr: float, most: int = 120) -> float:
+    """Mean seconds that a request is in M/M/c with servers that fail and go on where they were: the balance of the
+    Markov chain of how many are up and how many requests are there, *most* at the most."""
+    states = [(up, jobs) for up in range(servers + 1) for jobs in range(most + 1)]
+    place = {state: i for i, state in enumerate(states)}
+    rates = np.zeros((len(states), len(states)))
+    for up, jobs in states:
+        to = {(up, jobs + 1): rate, (up, jobs - 1): min(up, jobs) / service}
+        to |= {(up - 1, jobs): up / mtbf, (up + 1, jobs): (servers - up) / mttr}
+        for state, speed in to.items():
+            if speed and state in place:
+                rates[place[up, jobs], place[state]] += speed
+    rates -= np.diag(rates.sum(axis=1))
+    balance = np.vstack([rates.T[1:], np.ones(len(states))])
+    shares = np.linalg.solve(balance, np.eye(len(states))[-1])
+    return float(shares @ [jobs for _, jobs in states]) / rate
+
+
+def mean_by_hand(
+    sent: list[tuple[float, float]], down: list[list[tuple[float, float]]], *, anew: bool = True
+) -> float:
+    """The same of requests that are *sent* (when, and how long they take) to a queue that servers take from, each of
+    which is *down* from one time to another; what they were at is put at the end, *anew* or less what was done."""
+    events: list[tuple[float, int, str, int]] = [(at, 0, "comes", i) for i, (at, _) in enumerate(sent)]
+    for server, spans in enumerate(down):
+        events += [
+            (at, 0, what, server) for span in spans for at, what in zip(span, ("fails", "is back"), strict=True)
+        ]
+    heapq.heapify(events)
+    left, queue, total = [takes for _, takes in sent], list[int](), 0.0
+    at_work: dict[int, tuple[int, float, int]] = {}  # server -> request, since when, and the number of this attempt
+    up, attempts = set(range(len(down))), 0
+    while events:
+        now, attempt, what, number = heapq.heappop(events)
+        if what == "comes":
+            queue.append(number)
+        elif what == "is back":
+            up.add(number)
+        elif what == "fails":
+            up.discard(number)
+            if number in at_work:
+                request, since, _ = at_work.pop(number)
+                left[request] -= 0.0 if anew else now - since
+                queue.append(request)
+        elif number in at_work and at_work[number][2] == attempt:
+            total += now - sent[at_work.pop(number)[0]][0]
+        for server in sorted(up - at_work.keys())[: len(queue)]:
+            attempts += 1
+            at_work[server] = queue.pop(0), now, attempts
+            heapq.heappush(events, (now + left[at_work[server][0]], attempts, "ends", server))
+    assert not queue
+    return total / len(sent)
+
+
+def test_the_queue_by_hand_is_erlang_c_with_breakdowns() -> None:
+    assert mean_by_chain(2, 1.0, 1.0, 1e9, 1e-3) == pytest.approx(4 / 3, rel=1e-4)  # Erlang C
+    draw, many = np.random.default_rng(0), 100_000
+    arrivals, services = np.cumsum(draw.exponential(1.0, many)), draw.exponential(1.0, many)
+    down = []
+    for _ in range(2):
+        repairs = draw.exponential(4.0, many // 40)
+        back = np.cumsum(draw.exponential(40.0, many // 40) + repairs)
+        down.append([*zip((back - repairs).tolist(), back.tolist(), strict=True)])
+    sent = [*zip(arrivals.tolist(), services.tolist(), strict=True)]
+    assert mean_by_hand(sent, down, anew=False) == pytest.approx(mean_by_chain(2, 1.0, 1.0, 40.0, 4.0), rel=0.02)
+
+
+def test_two_that_share_a_queue_and_fail(folder: Path) -> None:
+    """Services of 10 ms times a geometric number, a second on average, are as good as exponential."""
+    steps = {"draw": "choice", "values": list(range(1, 1001)), "weights": [0.99**k for k in range(1000)]}
+    text = (folder / "one-second.yaml").read_text().replace("[0.1, 0.2]", "[0.01, 0.02]")
+    (folder / "fine.yaml").write_text(text.replace("mine/one-second", "mine/fine"))
+    varying = [("workload.steps.denoise", steps), ("deployment.devices.gpu0", str(folder / "fine.yaml"))]
+    for given, service, goes_on in (([], 0.1, 1.0), (varying, 0.01, 1.05)):
+        experiment = load(folder / "two.yaml", given)
+        run = build(experiment)
+        mean = run.play().as_dict()["mean_e2el_ms"] / 1000
+        sent = [(request.arrival, service * request.work["denoise"]) for request in build(experiment).source]
+        assert run.loop.fleet is not None
+        down = [[(one.at, one.until) for one in outages] for outages in run.loop.fleet.outages.values()]
+        assert mean == pytest.approx(mean_by_hand(sent, down), rel=0.01)
+        assert mean > goes_on * mean_by_hand(sent, down, anew=False)

@@ -79,6 +79,10 @@ NOT_RUN = {
     ("docs/guides/import-a-profile.md", "servetwin import llmservingsim"): NETWORK,
     ("docs/guides/real-execution.md", "servetwin profile dit-s2-256 --device cuda:0"): GPU,
     ("docs/guides/real-execution.md", "servetwin profile dit-xl2-256 --compile"): GPU,
+    (
+        "docs/guides/check-a-prediction.md",
+        "python -m servetwin.experiments.validation.replay.run_steps",
+    ): "minutes; test_full_campaign.py and test_host_band.py repeat some of these runs",
     ("docs/guides/check-a-prediction.md", "servetwin profile MODEL"): BENCH,
     ("docs/guides/check-a-prediction.md", "vllm bench serve"): BENCH,
     ("docs/guides/check-a-prediction.md", "servetwin profile my-profile"): BENCH,
@@ -90,6 +94,7 @@ NOT_RUN = {
     ("docs/guides/vllm.md", "vllm serve"): "a server; tests/real/vllm/test_server.py starts one with this scheduler",
     ("docs/guides/vllm.md", "servetwin run opt-13b-h100-async"): "servers; tests/real/vllm/test_server.py has two",
     ("docs/guides/vllm.md", "servetwin profile meta-llama"): GPU,
+    ("docs/guides/vllm.md", "servetwin profile llama-3.1-70b"): GPU,
     ("docs/guides/vllm.md", "python3 tests/real/vllm/async_campaign.py"): GPU,
 }
 

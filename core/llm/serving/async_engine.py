@@ -11,6 +11,9 @@ blocks are taken; when they came out, and who has ended, shows when the step is 
 flight does not decode any more but keeps its blocks and its place among the running until then. If it is preempted,
 its blocks are free at once, but a token of it that is in flight still counts: it comes out with its step, and is then
 computed anew with the rest (vLLM 0.25.1 and 0.27.1 alike).
+
+With tensor parallelism vLLM's workers are processes of their own: they launch what they are told of, step after step,
+and the host hears of ends meanwhile (`Host.told`).
 """
 
 from __future__ import annotations
@@ -109,7 +112,19 @@ def _is_begun(task: TokenTask) -> bool:
 class TokenEngineAhead(TokenEngine):
     """`TokenEngine` with two steps in flight; *worker* must have a `Host`. *deciding* says that the host is busy."""
 
-    __slots__ = ("_absent", "_busy", "_debt", "_free", "_unheard", "ahead", "depth", "flights", "pass_to", "settled")
+    __slots__ = (
+        "_absent",
+        "_busy",
+        "_debt",
+        "_free",
+        "_told",
+        "_unheard",
+        "ahead",
+        "depth",
+        "flights",
+        "pass_to",
+        "settled",
+    )
 
     def __init__(self, loop: Loop, worker: LLMWorker) -> None:
         super().__init__(loop, worker)
@@ -121,10 +136,11 @@ class TokenEngineAhead(TokenEngine):
         self.keep_times = True  # when each joined tells what is in flight of it
         self.depth = DEPTH
         self.flights: list[Flight] = []
-        self._free = 0.0  # when the host has launched what it decided last
+        self._free = 0.0  # when the host has launched what it decided last, or told those that do
         self.settled = 0.0  # when it heard of the end of a step last
         self._unheard: list[TokenBatch] = []  # ended while the host was launching
-        self._busy = worker.host.pieces > 0.0  # launches keep the host for longer than steps take
+        self._told = worker.host.told is not None  # others launch, and the host is free meanwhile
+        self._busy = worker.host.pieces > 0.0 and not self._told  # launches keep the host for longer than steps take
         self._absent = Absent(self) if self.ahead.left or self.ahead.back else None
         #: Where time can be let pass up to a moment, if nothing happens before or then; gives whether it was.
         self.pass_to: Callable[[float], bool] | None = None
@@ -164,7 +180,10 @@ class TokenEngineAhead(TokenEngine):
                     if len(flights) > before:
                         batch = cast("TokenBatch", view.backlog[-1] if view.backlog else view.in_flight)
                         launched = batch.launched
-                        self._free = now + self.ahead.launching(batch) if launched is None else launched
+                        if self._told:
+                            self._free = now + self.ahead.telling(batch)
+                        else:
+                            self._free = now + self.ahead.launching(batch) if launched is None else launched
                         if len(flights) < self.depth:
                             self._rest(self._free - now)  # and then decides the next one
                             return

@@ -29,6 +29,10 @@ class Host:
     *begins_each* and *each* are what it takes longer for each sequence of the step until it can begin, and until it
     is launched.
 
+    Where processes of their own launch steps, one after the other (tensor parallelism), the host only tells them:
+    *told* seconds after asking the policy, and *told_each* more for each sequence of the step, it has done that and
+    is free to hear of other steps. None: the host launches itself.
+
     The host keeps the sequences of the last step in tables: *left* is what taking one out takes that runs on but is
     not in this step, *back* what putting one in again does, and *back_token* each token of its context.
     """
@@ -44,6 +48,8 @@ class Host:
     left: float = 0.0
     back: float = 0.0
     back_token: float = 0.0
+    told: float | None = None
+    told_each: float = 0.0
     graph_tokens: int | None = None
 
     def beginning(self, batch: TokenBatch) -> float:
@@ -57,6 +63,11 @@ class Host:
             return begins
         taken = self.launch if batch.decode + batch.prefilled > most else self.pieces if batch.prefill else 0.0
         return max(taken + self.each * batch.size + self.regrouping(batch), begins)
+
+    def telling(self, batch: TokenBatch) -> float:
+        """Seconds from asking the policy until the host has told the processes that launch *batch*."""
+        assert self.told is not None
+        return self.told + self.told_each * batch.size
 
     def regrouping(self, batch: TokenBatch) -> float:
         """Seconds that the host takes for the sequences of *batch* being others than those of the step before."""

@@ -10,7 +10,10 @@ import typer
 from servetwin.core import BadInput
 
 if TYPE_CHECKING:
+    from ...spec.experiment import Experiment
+    from ...spec.keys.host_factors import HostFactors
     from ...spec.overrides import Override
+    from ...validation.replay.host_band import OnHost
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON: json-output.md in docs/reference.")]
 Strict = Annotated[
@@ -27,10 +30,51 @@ Windows = Annotated[
     float | None,
     typer.Option("--windows", metavar="SECONDS", help="Tell by windows of this length whether a run kept up."),
 ]
+HostFactor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FACTORS",
+        help="Also simulate hosts that launch steps so many times as slow as the profile's: 1.0,1.3,1.6; the folder "
+        "of a real run stands for the host that it told.",
+    ),
+]
 Objective = Annotated[
     float | None,
     typer.Option("--objective", metavar="SHARE", help="Requests that are to meet their SLO (0.99): tells the burn."),
 ]
+
+
+def hosts_of(experiment: Experiment, factors: str | None, backend: str) -> list[float | HostFactors]:
+    """The hosts that ``--host-factor`` names. Raises `BadInput` where *experiment* cannot be simulated on them."""
+    if factors is None:
+        return []
+    only_simulated({"--host-factor": backend != "sim"})
+    from ...validation.replay import host_band
+
+    hosts = host_band.hosts_of(factors)
+    if not experiment.pipeline.llms:
+        what = f"{experiment.name} serves no language model, of whose engines launches are known"
+        raise BadInput(what, where="--host-factor", right="to leave it out")
+    if experiment.time.host is not None:
+        raise BadInput("the host is set already, by time.host", where="--host-factor", right="one of the two")
+    from ...assembly.build import build
+
+    try:
+        build(host_band.on_host(experiment, hosts[0]))  # what it cannot do is said before anything is served
+    except BadInput as error:
+        if error.where != "time.host":
+            raise
+        raise BadInput(error.what, where="--host-factor", right=error.right) from None
+    return hosts
+
+
+def band_of(experiment: Experiment, hosts: list[float | HostFactors], jobs: int | None) -> list[OnHost]:
+    """What *experiment* comes to on these *hosts*."""
+    if not hosts:
+        return []
+    from ...validation.replay.host_band import band
+
+    return band(experiment, hosts, jobs=jobs or 1)
 
 
 @contextmanager

@@ -311,6 +311,7 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     from ...validation.comparison.compare_llm_runs import rows_of
     from ...validation.comparison.compare_runs import PERCENTILES
     from ...validation.envelope import places
+    from ...validation.replay.host_band import line_of
 
     found, notes = compared(first, second)
     stands = places.of_sides(first, second)
@@ -348,7 +349,8 @@ def _compare_runs(first: Path, second: Path, as_json: bool) -> None:
     elif found["other_requests"] is not None:
         lines.add_row("requests with the same outcome, %", "", "", "-")
     print_table(lines)
-    for line in (*found["basis"], *notes, *places.told(stands)):
+    hosts = [line for side in dict.fromkeys((first, second)) if (line := line_of(side))]
+    for line in (*found["basis"], *notes, *hosts, *places.told(stands)):
         say(line)
     if found["other_requests"] is not None:
         say(f"not the same requests in A and B: {found['other_requests']}")

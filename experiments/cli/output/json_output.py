@@ -64,6 +64,17 @@ class Fault(TypedDict):
 
 
 @_closed
+class OnHost(TypedDict):
+    host: Annotated[Any, "times the profile's that launches take: a number, or graph, pieces and kernels of a run"]
+    seeds: Annotated[int, "draws of the noise of which these are means"]
+    attainment: float
+    request_goodput: float
+    mean_ttft_ms: Number
+    mean_tpot_ms: Number
+    mean_e2el_ms: Number
+
+
+@_closed
 class Windows(TypedDict):
     seconds: Annotated[float, "of each window"]
     few: Annotated[float, "up to so many waiting count as none"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from .terminal import print_figures, say
 if TYPE_CHECKING:
     from ...reporting.windows import Windows
     from ...spec.experiment import Experiment
+    from ...validation.replay.host_band import OnHost
 
 #: So many windows are told of a line each.
 MOST_WINDOWS = 40
@@ -391,6 +392,28 @@ def show_real(real: dict[str, Any]) -> None:
         from servetwin.profiles.llm import launch_times  # which simulations do without
 
         say(launch_times.line(host["over_profile"], host["profile"]))
+
+
+def show_hosts(found: Sequence[OnHost]) -> None:
+    """What the run comes to on hosts of other speeds."""
+    from ...validation.replay.host_band import LATENCIES, verdict
+
+    seeds = found[0].seeds
+    of = f"means of {seeds} draws of the noise" if seeds > 1 else "without noise"
+    say(f"by the time that the host takes to launch steps, over the profile's ({of})")
+    columns: list[tuple[str, Any]] = [("host", "left"), ("in time, %", "right"), ("goodput /s", "right")]
+    columns += [(f"mean {name.split('_')[1]}, ms", "right") for name in LATENCIES]
+    rows = [
+        [
+            one.name,
+            f"{100 * one.attainment:.1f}",
+            f"{one.goodput:.3f}",
+            *("" if (ms := one.latencies[name]) is None else f"{ms:.1f}" for name in LATENCIES),
+        ]
+        for one in found
+    ]
+    print_figures(columns, rows)
+    say(verdict(found))
 
 
 def _times(count: int) -> str:

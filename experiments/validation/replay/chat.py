@@ -34,10 +34,12 @@ from typing_extensions import TypedDict
 from ...assembly import build
 from ...registry.catalog import recording_of
 from ...spec.experiment import Experiment
+from ...spec.keys.host_factors import HostFactors
 from ...spec.loading import load
 from ..comparison.run_files import OPEN, Time, checked
 from . import as_command
 from .external import METRICS, Ends, Latencies, Means
+from .host_band import on_host
 from .llm import MEASURED
 from .packed_runs import Name, routers
 
@@ -219,8 +221,8 @@ def read(path: Path) -> tuple[str, list[ChatRun]]:
     ]
 
 
-def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
-    """*run* by *profile*, with so many seeds of the noise."""
+def simulate(run: ChatRun, profile: str, seeds: int = 1, host: float | HostFactors | None = None) -> Simulated:
+    """*run* by *profile*, with so many seeds of the noise; on another *host* than the profile's."""
     met = finished = 0.0
     by_seed: list[int] = []
     rates: list[float] = []
@@ -230,6 +232,7 @@ def simulate(run: ChatRun, profile: str, seeds: int = 1) -> Simulated:
         if len(llms) != 1:
             raise BadInput(f"it has {len(llms)} language models", where=run.name, right="a run of one language model")
         begin = _beginnings(run, experiment)
+        experiment = on_host(experiment, host)
         for seed in range(seeds):
             log = Ends()
             made = build.build(experiment.model_copy(update={"seed": experiment.seed + seed}), log)

@@ -15,23 +15,22 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from servetwin.core import BadInput
-from servetwin.core.processes.temporary_folders import temporary_folder
 from servetwin.profiles import Profile, load
 from servetwin.profiles.llm.launch_times import over_profile
 from servetwin.profiles.llm.recent_load import Curves, recent_load_of
-from servetwin.profiles.tables.costs import BEGINS, BEGINS_EACH, LAUNCH, LAUNCH_EACH, LAUNCH_PIECES
+from servetwin.profiles.tables.costs import BEGINS, LAUNCH, LAUNCH_PIECES
 
 from ...registry.catalog import recording_of
+from ...spec.keys.host_factors import of_run
 from . import as_command
 from .chat import SEEDS, gap, read, recordings, simulate
+from .host_band import NEAR
 
 Floats = Any  # numpy arrays of floats
 
@@ -41,6 +40,8 @@ Floats = Any  # numpy arrays of floats
 COLUMNS = ("prompt", "squares", "pairs", "sequences", "decode", "context", "launched", "sampled", "device", "idle")
 #: Those of them that tell of the host.
 HOST = ("prompt", "sequences", "decode", "launched", "sampled")
+#: Hosts of a band, as of `servetwin run --host-factor`.
+BAND = (1.0, 1.3, 1.6)
 #: Steps of a kind at least, for a run to be judged by them.
 JUDGED = 20
 #: Beyond the graphs, steps of fewer tokens than this wait for their launch as often as not.
@@ -96,6 +97,11 @@ def device_errors(steps: Floats, profile: Profile) -> dict[str, Floats]:
     return {kind: np.array(values) for kind, values in errors.items()}
 
 
+def in_band(measured: float, simulated: Sequence[float]) -> bool:
+    """Whether *measured* lies between the lowest and the highest of *simulated*, or no further than `NEAR` points."""
+    return min(simulated) - NEAR <= measured <= max(simulated) + NEAR
+
+
 def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> dict[str, float]:
     """How many times as long as in *profile* the host took to launch *steps* of a run, by the name of the cost; what
     is too rare to be told is taken to be as slow as steps that only decode."""
@@ -105,19 +111,6 @@ def host_factors(steps: Floats, schedule: Sequence[float], profile: Profile) -> 
         np.column_stack((prompt + decode, sequences, launched, sampled)), schedule, profile.costs, graphs
     )
     return {name: found.get(name, found[BEGINS()]) for name in (BEGINS(), LAUNCH_PIECES(), LAUNCH())}
-
-
-@contextmanager
-def with_host(profile: Profile, factors: Mapping[str, float]) -> Iterator[str]:
-    """The path of a copy of *profile* whose host is so many times as slow."""
-    data = profile.data.model_dump(mode="json", exclude_none=True)
-    also = {BEGINS_EACH(): BEGINS(), LAUNCH_EACH(): BEGINS()}
-    for name in (*factors, *also):
-        data["costs"][name]["value"] *= factors[also.get(name, name)]
-    with temporary_folder() as folder:
-        path = folder / "profile.yaml"
-        path.write_text(yaml.safe_dump(data), encoding="utf-8")
-        yield str(path)
 
 
 def steps_of(path: Path, runs: Sequence[str]) -> dict[str, Floats]:
@@ -145,25 +138,29 @@ def lines(file: Path, named: str | None = None, seeds: int = SEEDS) -> Iterator[
     profile = load(named or own)
     found = steps_of(launches_of(file), [run.name for run in runs])
     yield f"{file.parent.name}/{file.name} by {named or own}: device (median, mean) off, host over the profile's"
-    before, since = [], []
+    before, since, inside = [], [], 0
     for run in runs:
         errors = device_errors(found[run.name], profile)
-        factors = host_factors(found[run.name], found[f"{run.name} schedule"], profile)
-        with with_host(profile, factors) as same_host:
-            gaps = [gap(run, simulate(run, which, seeds)) for which in (named or own, same_host)]
-        before.append(gaps[0])
-        since.append(gaps[1])
+        host = of_run(host_factors(found[run.name], found[f"{run.name} schedule"], profile))
+        own_host, *band = (gap(run, simulate(run, named or own, seeds, on)) for on in (host, *BAND))
+        before.append(band[0])
+        since.append(own_host)
+        inside += in_band(0.0, band)
         device = ", ".join(
             f"{kind} {100 * np.median(off):+.1f}, {100 * off.mean():+.1f} %"
             for kind, off in errors.items()
             if len(off) >= JUDGED
         )
-        host = ", ".join(f"{name} x {factor:.2f}" for name, factor in factors.items())
+        factors = ", ".join(f"{name} x {factor:.2f}" for name, factor in host.by_cost().items())
         yield f"  {run.name}: {device}"
-        yield f"    host: {host}; {gaps[0]:+.1f} points off, with this host {gaps[1]:+.1f}"
+        yield f"    host: {factors}; {band[0]:+.1f} points off, with this host {own_host:+.1f}"
+        others = ", ".join(f"{off:+.1f}" for off in band)
+        yield f"    on hosts of {', '.join(map(str, BAND))} times: {others} points off"
     for what, some in (("off", before), ("with the host of each run", since)):
         sizes = np.abs(some)
         yield f"  {what}: {sizes.mean():.2f} points on average, {sizes.max():.2f} at most"
+    band_told = f"the band of hosts from {BAND[0]} to {BAND[-1]} times"
+    yield f"  within {NEAR:g} point of {band_told}: {inside} of {len(runs)} runs"
 
 
 def main(arguments: Sequence[str]) -> None:

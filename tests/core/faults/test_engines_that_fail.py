@@ -72,6 +72,18 @@ def test_tokens_that_were_sent_stay_sent(ahead: bool) -> None:
 
 
 @pytest.mark.parametrize("ahead", [False, True])
+def test_who_came_during_the_step_that_is_lost_is_sent_again_too(ahead: bool) -> None:
+    """The third request comes to the engine while that computes the first; it dies at 0.7 s. Both go to the other."""
+    rows = ((0.0, 10, 5), (0.0, 10, 5), (0.5, 10, 5))
+    sent, log, faults = serve([Event(0.7, "fail", ("e0",))], ahead=ahead, rows=rows)
+    assert [request.outcome for request in sent] == ["met"] * 3
+    assert [request.tasks[0].worker.name for request in sent] == ["e1"] * 3
+    assert [len(log.tokens[number][0]) for number in range(3)] == [5] * 3
+    (outage,) = faults.outages["e0"]
+    assert outage.lost_requests == 2
+
+
+@pytest.mark.parametrize("ahead", [False, True])
 def test_one_that_dies_before_the_first_token_is_waited_for_from_the_start(ahead: bool) -> None:
     (request,), log, _ = serve([Event(0.5, "fail", ("e0",))], ahead=ahead)
     assert log.tokens[0] == [pytest.approx([2.5, 3.5, 4.5, 5.5, 6.5])]

@@ -9,6 +9,7 @@ import pytest
 from harness import HandExecutor, Script, WorkerSetup, one_stage, run_all, simulate
 from servetwin.core import (
     BadInput,
+    Batch,
     BatchWorker,
     Decision,
     InvariantBroken,
@@ -25,6 +26,7 @@ from servetwin.core import (
 )
 from servetwin.core.invariants.checker import InvariantChecker
 from servetwin.core.invariants.record_checker import check_records
+from servetwin.core.request import Place, Shape
 from servetwin.policies.diffusion.fcfs import FCFS
 
 PIPELINE = Pipeline.chain(Module("dit", loop=True), Module("vae"))
@@ -240,6 +242,136 @@ def test_invariant_2_a_stage_begins_when_the_one_before_is_done() -> None:
     assert checker.clock == 4.0
 
 
+class Told:
+    """What a checker that watches no loop hears of one request that was served as it should be."""
+
+    def __init__(self) -> None:
+        self.checker = InvariantChecker()
+        (self.dit, self.vae) = PIPELINE.stages([["dit"], ["vae"]])
+        self.request = Request(1, 0.0, 9.0, {"dit": 3})
+        self.checker.arrived(self.request)
+        self.request.tasks = [self.visit(self.dit, 0.0, 3.0), self.visit(self.vae, 3.0, 4.0)]
+        self.request.outcome, self.request.finished = Outcome.MET, 4.0
+
+    def visit(self, stage, queued: float, finished: float) -> Task:
+        task = Task(self.request, stage, queued, Place(0, stage.name, stage, "gpu0"))
+        task.admitted = task.started = queued
+        task.finished, task.left = finished, 0
+        return task
+
+    def end(self) -> None:
+        self.checker.ended(self.request, 4.0)
+
+    def batch(self, tasks, start: float = 0.0, end: float = 1.0, **said) -> None:
+        batch = Batch(7, Place(0, "dit", self.dit, "gpu0"), tasks)
+        batch.start, batch.end = start, end
+        for name, value in said.items():
+            setattr(batch, name, value)
+        self.checker.batch(batch)
+
+
+def test_a_request_that_is_told_as_it_was_passes() -> None:
+    told = Told()
+    told.batch(told.request.tasks[:1])
+    told.batch(told.request.tasks[:1], 1.0, 3.0)
+    told.end()
+    told.checker.finish()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: setattr(t.request, "outcome", None), "invariant 1 .*: request 1 ends without an outcome"),
+        (
+            lambda t: t.request.tasks.insert(1, t.visit(t.dit, 1.0, 3.0)),
+            "invariant 2 .*: request 1 stays twice at dit",
+        ),
+        (
+            lambda t: setattr(t.request.tasks[0], "admitted", None),
+            "invariant 2 .*: <Task of 1 at dit: 0/3 left> is started but was never admitted",
+        ),
+        (
+            lambda t: setattr(t.request.tasks[0], "started", 3.5),
+            "invariant 2 .*: <Task of 1 at dit: 0/3 left>: finished at 3.0, before started at 3.5",
+        ),
+        (
+            lambda t: setattr(t.request.tasks[1], "finished", 5.0),
+            "invariant 2 .*: <Task of 1 at vae: 0/1 left>: end of the request at 4.0, before finished at 5.0",
+        ),
+        (
+            lambda t: setattr(t.request, "finished", 3.5),
+            "invariant 2 .* finished at 3.5, its last stage at 4.0, told at 4.0",
+        ),
+        (lambda t: setattr(t.request, "finished", None), "invariant 10 .* has no time at which it finished"),
+        (lambda t: setattr(t.request, "missed", True), "invariant 10 .* finished at 4.0, deadline 9.0"),
+        (lambda t: setattr(t.request, "outcome", Outcome.LATE), "invariant 10 .* finished at 4.0, deadline 9.0"),
+        (
+            lambda t: setattr(t.request, "outcome", Outcome.DROPPED),
+            "invariant 10 .* dropped> has a time at which it finished",
+        ),
+        (
+            lambda t: [setattr(t.request, "outcome", Outcome.FAILED), setattr(t.request, "finished", None)],
+            "invariant 10 .* failed> does not say why",
+        ),
+        (
+            lambda t: setattr(t.request.tasks[0], "left", -1),
+            "invariant 7 .*: <Task of 1 at dit: -1/3 left> ended met after 4 of 3 iterations",
+        ),
+        (
+            lambda t: setattr(t.request.tasks[0], "left", 1),
+            "invariant 7 .*: <Task of 1 at dit: 1/3 left> ended met after 2 of 3 iterations",
+        ),
+    ],
+)
+def test_a_request_that_is_told_otherwise_does_not_pass(change, message: str) -> None:
+    told = Told()
+    change(told)
+    with pytest.raises(InvariantBroken, match=message):
+        told.end()
+
+
+@pytest.mark.parametrize(
+    ("tell", "message"),
+    [
+        (lambda t, one, other: t.batch([one], 0.5, 2.0), "invariant 3 .*: dit started <Batch 7 of 1 on dit> at 0.5"),
+        (
+            lambda t, one, other: t.batch([], 1.0, 2.0),
+            "invariant 4 .*: <Batch 7 of 0 on dit>: the limit is not known",
+        ),
+        (lambda t, one, other: t.batch([one, one], 1.0, 2.0), r"invariant 4 .* holds a task twice: \[1, 1\]"),
+        (lambda t, one, other: t.batch([one], 1.0, 2.0, size=2), r"invariant 4 .* holds a task twice: \[1\]"),
+        (lambda t, one, other: t.batch([one, other], 1.0, 2.0), "invariant 4 .* holds requests of several shapes"),
+        (
+            lambda t, one, other: t.batch([t.request.tasks[1]], 1.0, 2.0),
+            "invariant 4 .* holds <Task of 1 at vae: 0/1 left>, which is not at this worker",
+        ),
+        (
+            lambda t, one, other: t.batch([one], 1.0, 2.0, reused=(other,)),
+            r"invariant 7 .* reuses predictions of \[2\], or more than once",
+        ),
+        (
+            lambda t, one, other: t.batch([one], 1.0, 2.0, reused=(one,), times=2),
+            r"invariant 7 .* reuses predictions of \[1\], or more than once",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_have_been_does_not_pass(tell, message: str) -> None:
+    told = Told()
+    one = told.request.tasks[0]
+    told.batch([one])
+    other = Task(Request(2, 0.0, 9.0, {"dit": 3}, shape=Shape(64, 64)), told.dit, 0.0, one.worker)
+    with pytest.raises(InvariantBroken, match=message):
+        tell(told, one, other)
+
+
+def test_invariant_10_attainment_is_the_share_that_was_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    told.end()
+    monkeypatch.setattr(type(told.checker.summary), "attainment", property(lambda summary: 0.5))
+    with pytest.raises(InvariantBroken, match=r"invariant 10 .*: attainment is .*, but 1 of 1 were met"):
+        told.checker.finish()
+
+
 # -- the checker leaves runs as they are ----------------------------------------------------------------------
 
 
@@ -344,6 +476,33 @@ TAMPERED = [
         "invariant 7 .*: .* ran 11 of 12",
     ),
     ("requests.jsonl", lambda r: request_of(r, 4).update(work={"dit": 3}), "invariant 7 .*: .* ran 2 of 3"),
+    (
+        "requests.jsonl",
+        lambda r: request_of(r, 0).update(ended=2.0),
+        "invariant 10 .*: request 0 finished at .*, and was given up at 2.0",
+    ),
+    (
+        "requests.jsonl",
+        lambda r: request_of(r, 0).update(finished=request_of(r, 0)["finished"] - 0.5),
+        "invariant 2 .*: request 0 finished at .*, its stages at",
+    ),
+    (
+        "requests.jsonl",
+        lambda r: request_of(r, 0)["stages"][0].update(steps_asked=12, steps_run=6, steps_skipped=5),
+        "invariant 7 .*: request 0 at dit ran 6 and skipped 5 of 12 steps",
+    ),
+    (
+        "requests.jsonl",
+        lambda r: request_of(r, 0)["stages"][0].update(steps_asked=12, steps_run=11, steps_skipped=1),
+        "invariant 7 .*: request 0 at dit counts 1 steps reused, its batches 0",
+    ),
+    (
+        "requests.jsonl",
+        lambda r: request_of(r, 0).update(attempts=[{"worker": "dit", "queued": 2.0, "started": 1.0, "lost": 3.0}]),
+        "invariant 2 .*: request 0, lost at dit: started at 1.0, before queued at 2.0",
+    ),
+    ("batches.jsonl", lambda b: b[0].update(reused=[99]), "invariant 7 .*: batch 1 of dit reuses predictions of"),
+    ("batches.jsonl", lambda b: b[0].update(ends=[]), "invariant [27] "),
     ("batches.jsonl", lambda b: b.pop(1), "invariant [2478] "),
     ("batches.jsonl", lambda b: b[1].update(start=b[1]["start"] - 0.25), "invariant 3 .*: batch 2 of dit started"),
     ("batches.jsonl", lambda b: b[0].update(end=b[0]["start"] - 1), "invariant 2 .*: batch 1 of dit ends at"),
@@ -375,6 +534,16 @@ def test_tampered_records_do_not_pass(folder: Path, file: str, change, message: 
     with pytest.raises(InvariantBroken, match=message) as told:
         check_records(folder)
     assert "\n" not in str(told.value)
+
+
+def test_invariant_15_a_worker_that_is_down_runs_nothing(folder: Path) -> None:
+    fault = {"worker": "dit", "at": 0.2, "until": 0.4, "lost_requests": 0}
+    (folder / "faults.jsonl").write_text(json.dumps({**fault, "worker": "other"}) + "\n")
+    check_records(folder)
+    for until in (0.4, None):
+        (folder / "faults.jsonl").write_text(json.dumps({**fault, "until": until}) + "\n")
+        with pytest.raises(InvariantBroken, match=r"invariant 15 .*: batch 1 of dit ran from 0.0 to .*, and was"):
+            check_records(folder)
 
 
 def test_a_run_that_did_not_finish_is_no_run(folder: Path) -> None:

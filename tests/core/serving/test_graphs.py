@@ -113,6 +113,13 @@ def test_the_policy_of_a_pool_orders_its_queue() -> None:
     assert [start for _, start, _ in run.stamps("tool")] == [3.0, 2.0, 1.0, 0.0]
 
 
+def test_the_policy_of_a_pool_hears_of_each_call_that_is_over() -> None:
+    one_by_one = Script(lambda view, now: Decision(list(view.waiting)[:1]))
+    one_by_one.pools = True
+    tool(2, [Request(i, 0.0, 9.0, {}) for i in range(3)], policy=one_by_one, values=[1.0, 3.0, 1.0])
+    assert one_by_one.told("ended") == [([0], 1.0), ([2], 2.0), ([1], 3.0)]
+
+
 def test_a_batching_policy_serves_no_pool_and_a_pool_no_loop() -> None:
     (stage,) = Pipeline.chain(Module("tool")).stages([["tool"]])
     with pytest.raises(BadInput, match="policy EDF cannot serve a pool of threads"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from servetwin.policies.diffusion.edf import EDF
 from servetwin.policies.diffusion.fcfs import FCFS
 from views import Desk, ids
@@ -59,3 +62,15 @@ def test_edf_offers_to_repeat_only_if_nobody_is_left_out() -> None:
     d.done(0.1)
     d.request(arrival=0.15, slo=90.0)
     assert d.decide(0.2).repeat is None
+
+
+def test_edf_s_word_stands_until_somebody_is_late_and_where_it_drops_nobody_to_the_end() -> None:
+    """Both must begin 1 s and 20 ms before their deadlines; the word is of the one that is urgent."""
+    for drop_late, until in ((True, 9.0 - 1.02), (False, math.inf)):
+        d = Desk(EDF(drop_late=drop_late), FLAT)
+        d.request(slo=12.0)
+        d.request(slo=9.0)
+        for _ in range(2):  # told anew, and as it was kept
+            repeat = d.decide(0.0).repeat
+            assert repeat is not None
+            assert (repeat.times, repeat.limit) == (10, pytest.approx(until))

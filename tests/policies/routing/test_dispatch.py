@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import WorkerSetup, simulate
+from harness import Script, WorkerSetup, simulate
 from hypothesis import given
 from hypothesis import strategies as st
 from servetwin.core import BadInput, Decision, Module, Pipeline, Request
@@ -65,6 +65,20 @@ def test_requests_that_are_cut_off_leave_the_central_queue() -> None:
     result = simulate(PIPELINE, setups, sent, router=lambda w: Dispatcher(w, Central()), stop_at=3.0)
     assert set(result.outcomes()) == {"failed"}
     assert sum(not r.tasks for r in result.requests) == 18  # never bound
+
+
+def test_who_is_refused_makes_room_for_the_next_in_the_central_queue() -> None:
+    """Two requests run, for two seconds and for nine; the third is refused where it comes to, and the fourth takes
+    that place at once."""
+    sent = [Request(i, 0.0, 99.0, {"m": steps}) for i, steps in enumerate([2, 9, 1, 1])]
+    setups = [
+        WorkerSetup(["m"], Script(admit=lambda task, view, now: task.id != 2), limit=1, device=name, name=name)
+        for name in ("w0", "w1")
+    ]
+    result = simulate(PIPELINE, setups, sent, router=lambda w: Dispatcher(w, Central()))
+    assert result.outcomes() == ["met", "met", "dropped", "met"]
+    last = result.requests[3].tasks[0]
+    assert (last.worker.name, last.queued, last.finished) == ("w0", 2.0, 3.0)
 
 
 class Sees(Router):

@@ -238,6 +238,8 @@ BY_USERS = (
     costs.HOP,
     costs.LORA_LOAD,
     costs.LORA_SLOWDOWN,
+    costs.TOLD,  # of engines on several devices, of which no shipped profile was measured so
+    costs.TOLD_EACH,
 )
 
 

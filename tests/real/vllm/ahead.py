@@ -5,11 +5,15 @@ and the model runner's asynchronous path. Three things are put in by `force`: th
 the option off; CUDA's streams and events, of which the model runner wants some, are dummies; and the model computes
 in a thread of its own, in order, as kernels do on a GPU, so that a step really runs while the next one is decided.
 How long steps take then says nothing of any GPU, nor of vLLM on a CPU.
+
+Workers that are processes of their own (tensor parallelism) are forked, so that they have all of this as well; they
+compute a step while they launch it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -57,6 +61,7 @@ def force() -> None:
         wanted = vllm_config.scheduler_config.async_scheduling
         plain(cls, vllm_config)
         vllm_config.scheduler_config.async_scheduling = wanted
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the platform wants them to be spawned
 
     CpuPlatform.check_and_update_config = classmethod(keep)
     cuda: Any = torch.cuda

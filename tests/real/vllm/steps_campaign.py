@@ -297,8 +297,8 @@ class Campaign:
     def cores(self) -> None:
         """The same traffic in turns with and without the search for an undisturbed core: what launches take."""
         import numpy as np
+        from servetwin.real.vllm.launches.launch_clock import LaunchClock
         from servetwin.real.vllm.profiling.measuring import blind_traffic
-        from servetwin.real.vllm.profiling.measuring.compositions import LaunchClock
 
         clock, pinned = LaunchClock(self.engine.core), self.engine.pinned
         share = self.args.cores / 6
@@ -321,7 +321,7 @@ class Campaign:
         import yaml
         from servetwin.experiments.backends.vllm import VllmBackend
         from servetwin.experiments.spec.loading import load
-        from servetwin.real.vllm.profiling.measuring.compositions import LaunchClock
+        from servetwin.real.vllm.launches.launch_clock import LaunchClock
 
         # How long the launches of each run took tells whether the host was as fast as when the profile was made.
         clock = LaunchClock(self.engine.core)

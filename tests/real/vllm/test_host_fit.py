@@ -13,6 +13,8 @@ from servetwin.profiles.tables.costs import (
     LAUNCH_EACH,
     LAUNCH_LEFT,
     LAUNCH_PIECES,
+    TOLD,
+    TOLD_EACH,
 )
 from servetwin.real.vllm.profiling.fitting import host_fit
 from servetwin.real.vllm.profiling.measuring.device_steps import Sample
@@ -55,6 +57,18 @@ def test_launches_and_their_slowdown_are_found_again():
     spread = np.interp([0.1, 0.5, 0.9], quantiles["p"], quantiles["values"])
     assert spread == pytest.approx([0.7, 1.0, 1.3], abs=0.06)
     assert costs[HOST_SLOWDOWN_LASTS()]["value"] == pytest.approx(LASTS, rel=0.4)
+
+
+def test_what_telling_the_processes_that_launch_takes_is_found_again():
+    """And what launching a step takes is without what they were still at."""
+    own, found = _samples(), _samples()
+    assert TOLD() not in host_fit.host([], own, 512, {"file": "here"})
+    for sample in found:
+        sample.told, sample.held = 3e-4 + 2e-6 * (sample.decode + len(sample.chunks)), 0.01
+    costs = host_fit.host([], found, 512, {"file": "here"})
+    assert costs[TOLD()]["value"] == pytest.approx(SCHEDULING + 3e-4, rel=0.02)
+    assert costs[TOLD_EACH()]["value"] == pytest.approx(2e-6, rel=0.1)
+    assert costs[LAUNCH_PIECES()] == host_fit.host([], own, 512, {"file": "here"})[LAUNCH_PIECES()]
 
 
 def test_a_few_launches_tell_no_slowdown():

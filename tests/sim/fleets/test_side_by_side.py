@@ -166,6 +166,7 @@ def test_long_runs_forget_who_has_ended(router: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("servetwin.sim.fleets.fed_engine.FAR_AHEAD", 20)
     monkeypatch.setattr("servetwin.sim.llm.column_steps.BLOCK", 16)
     monkeypatch.setattr(side_by_side, "READ", 7)
+    monkeypatch.setattr(side_by_side, "TELL", 14)
     sent = [(n * 0.06, 5 + n * 7 % 30, 1 + n * 5 % 28) for n in range(1500)]
     fleet = {"many": 2, "policy": "vllm-v1", "router": router, "steps": Linear(), "seed": 4, "gap": 0.0}
     plain, quick = Fleet(**fleet), Fleet(**fleet)

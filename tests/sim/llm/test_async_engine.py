@@ -24,8 +24,10 @@ from test_engine_invariants import SLO, rows, workloads
 EVEN = Linear(c0=1.0, c1=0.0, d0=10.0, d1=0.0)
 
 
-def ahead(between: float = 0.0, intake: float = 0.0, begins: float = 0.0, launch: float = 0.0) -> Host:
-    return Host(lambda sequences: between, intake, ahead=True, begins=begins, launch=launch, graph_tokens=6)
+def ahead(
+    between: float = 0.0, intake: float = 0.0, begins: float = 0.0, launch: float = 0.0, told: float | None = None
+) -> Host:
+    return Host(lambda _: between, intake, ahead=True, begins=begins, launch=launch, told=told, graph_tokens=6)
 
 
 POLICIES = {
@@ -54,6 +56,7 @@ hosts = st.builds(
     st.sampled_from([0.0, 0.002]),
     st.sampled_from([0.0, 0.005, 0.2]),
     st.sampled_from([0.0, 0.25, 2.0]),
+    st.sampled_from([None, 0.001, 0.1]),
 )
 
 
@@ -95,6 +98,21 @@ def test_where_launches_are_long_the_host_hears_of_what_ends_between_steps_after
     host = Host(lambda _: 12.0, 0.0, ahead=True, begins=1.0, launch=9.0, pieces=4.0, graph_tokens=6)
     served = serve(VLLM(), requests((0.0, 4, 3)), times=EVEN, host=host)
     assert served.log.tokens == {0: [[5.0, 18.0, 30.0]]}
+
+
+def test_processes_that_launch_leave_the_host_to_hear_of_ends():
+    """The host has told them of a step 0.5 s after it was asked for; they can let it begin 0.5 s later, and have
+    launched a prompt 3.5 s later. A prefill and a decode step take 1 s."""
+    fast = Linear(c0=1.0, c1=0.0, d0=1.0, d1=0.0)
+    costs = {"ahead": True, "begins": 1.0, "pieces": 4.0, "graph_tokens": 6}
+    served = serve(VLLM(), requests((0.0, 4, 4)), times=fast, host=Host(lambda _: 0.0, 0.0, told=0.5, **costs))
+    # The prompt is launched at 4, when it is over. The host has told of the decode step at 1, which they begin with
+    # at 4, so that it runs from 4.5 to 5.5. Of the prompt the host hears at once, and tells of the next step, which
+    # they have launched at 5, before the device is ready for it.
+    assert served.log.tokens == {0: [[4.0, 5.5, 6.5, 7.5]]}
+    own = serve(VLLM(), requests((0.0, 4, 4)), times=fast, host=Host(lambda _: 0.0, 0.0, **costs))
+    # A host that launches itself decides the second step at 4 and hears of the prompt at 5, when that is launched.
+    assert own.log.tokens == {0: [[5.0, 6.0, 7.0, 8.0]]}
 
 
 def test_what_the_host_does_is_hidden_behind_the_device():

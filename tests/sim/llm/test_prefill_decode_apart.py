@@ -162,6 +162,15 @@ def test_sending_overlaps_with_computing_or_not(overlap: bool, second: float) ->
     assert run.visit(1).first_token == pytest.approx(second)
 
 
+def test_an_engine_that_sends_for_nobody_any_more_goes_on_when_that_is_over() -> None:
+    """The first request breaks at 300 ms, while its KV is on its way, until 520 ms; then the second is computed."""
+    sent = requests((0.0, 100, 3), (0.06, 100, 3))
+    run = apart(sent, seconds=lambda n: 0.5, overlap=False, fails=[(0.3, 0)])
+    assert [request.outcome for request in sent] == ["failed", "met"]
+    assert run.visit(0).handed is None
+    assert run.visit(1).first_token == pytest.approx(0.52 + 0.02)
+
+
 def test_what_finds_no_room_stays_where_it_was_prefilled() -> None:
     """The decode engine has memory for one request, the prefill engine for two: the third prompt has to wait until
     the first has been decoded, and the second is on its way."""

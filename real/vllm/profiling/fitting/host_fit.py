@@ -29,6 +29,8 @@ from servetwin.profiles.tables.costs import (
     STALL,
     STALL_EVERY,
     STEP_BETWEEN,
+    TOLD,
+    TOLD_EACH,
 )
 
 from ..measuring.device_steps import Sample, Steps, ends, lines_through
@@ -96,7 +98,28 @@ def _launching(found: Sequence[Sample], last: int, origin: dict[str, str]) -> di
         costs |= more
     if any(seen.values()):
         costs[LAUNCH_EACH()] = _each("until a step is launched, with its sampling", each, len(seen[least]), common)
-    return costs | regrouping | _slowdown(over_mean, common)
+    telling = _telling([s for s in serving if np.isfinite(s.told)], constant, slope, common)
+    return costs | telling | regrouping | _slowdown(over_mean, common)
+
+
+def _telling(told: Sequence[Sample], constant: float, slope: float, common: dict[str, Any]) -> dict[str, Any]:
+    """``step.told``, of steps that processes of their own launched; scheduling takes *constant* and *slope*."""
+    if not told:
+        return {}
+    value, each = lines_through([(_size(s), constant + slope * _size(s) + s.told) for s in told])
+    how = "on the host's clock, until the messages with a step and its sampling were in the queue of the workers"
+    return {
+        TOLD(): {
+            "meaning": "from when the scheduler is asked until the engine's process has told its workers, which "
+            "launch the step; of no sequence",
+            "value": round(max(value, 1e-6), 7),
+            "statistic": "line through the medians by octave of sequences",
+            "samples": len(told),
+            "how": how,
+            **common,
+        },
+        TOLD_EACH(): {**_each("until the workers have been told", each, len(told), common), "how": how},
+    }
 
 
 def _each(until: str, seconds: float, samples: int, common: dict[str, Any]) -> dict[str, Any]:

@@ -16,35 +16,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from servetwin.core import ServeTwinError
 from servetwin.core.llm import Step, TokenPolicy, TokenTask, TokenView
 
 from ...engine import VllmEngine
 from ...internals import fill_kv, stand_before
+from ...launches.launch_clock import Launch, LaunchClock
 from ...plan import Planned
 from ...scheduler import Settings, StepLog
 from .step_cells import Beat, Part
 
 #: New requests that join in one step while a pool is set up.
 AT_ONCE = 64
-#: Pairs of events that are made beforehand: making them stalls the host now and then.
-EVENTS = 6000
 #: Requests whose prompts are handed to the engine at a time: a long queue would cost the scheduler time of its own.
 QUEUE = 60
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a step was launched: seconds from when the executor was called until the step was launched and until its
-    sampling was, and on the GPU its milliseconds from when the step before it was over, or it was begun if that was
-    later, and how long the GPU had nothing to do before. On a CPU the last two are nan."""
-
-    launched: float
-    sampled: float
-    device: float = float("nan")
-    idle: float = float("nan")
 
 
 @dataclass
@@ -71,69 +57,6 @@ class _Played(TokenPolicy):
         waiting = iter(view.waiting)
         chunks = [(task, task.pending) for task in (next(waiting) for _ in range(count))]
         return Step(chunks, decode)
-
-
-class LaunchClock:
-    """Watches how steps are launched, by events before and after each on the GPU's stream."""
-
-    def __init__(self, core: Any) -> None:
-        import torch
-
-        self.cuda: Any = torch.cuda if torch.cuda.is_available() else None
-        self._spare: list[Any] = []
-        self._open: tuple[float, float, Any] | None = None
-        self._seen: list[tuple[float, float, Any, Any]] = []
-        self._last: Any = None
-        if self.cuda is not None:
-            self._spare = [self.cuda.Event(enable_timing=True) for _ in range(2 * EVENTS)]
-            for event in self._spare:
-                event.record()
-            self.cuda.synchronize()
-        executor = core.model_executor
-        self._execute, self._sample = executor.execute_model, executor.sample_tokens
-        executor.execute_model, executor.sample_tokens = self.execute_model, self.sample_tokens
-
-    def execute_model(self, output: Any, *args: Any, **kwargs: Any) -> Any:
-        """What vLLM calls to launch a step."""
-        if not output.total_num_scheduled_tokens:
-            return self._execute(output, *args, **kwargs)
-        before = self._event()
-        begun = time.monotonic()
-        found = self._execute(output, *args, **kwargs)
-        self._open = begun, time.monotonic() - begun, before
-        return found
-
-    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """What vLLM calls to launch its sampling."""
-        found = self._sample(*args, **kwargs)
-        if self._open is not None:
-            begun, launched, before = self._open
-            self._seen.append((launched, time.monotonic() - begun, before, self._event()))
-            self._open = None
-        return found
-
-    def _event(self) -> Any:
-        if self.cuda is None:
-            return None
-        event = self._spare.pop() if self._spare else self.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def take(self) -> list[Launch]:
-        """Of the steps since the last call, in their order; nothing may be in flight."""
-        seen, self._seen = self._seen, []
-        if self.cuda is None:
-            return [Launch(launched, sampled) for launched, sampled, _, _ in seen]
-        self.cuda.synchronize()
-        out = []
-        for launched, sampled, before, after in seen:
-            own = before.elapsed_time(after)
-            since = self._last.elapsed_time(after) if self._last is not None else float("inf")
-            gap = self._last.elapsed_time(before) if self._last is not None else float("inf")
-            out.append(Launch(launched, sampled, min(own, since), gap))
-            self._spare += [before] if self._last is None else [before, self._last]
-            self._last = after
-        return out
 
 
 class Player:

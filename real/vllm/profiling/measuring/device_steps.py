@@ -42,7 +42,8 @@ class Steps:
     """Steps of one part, in order; times in seconds on the host's clock. *chunks* holds (tokens, context before) by
     step, *contexts* those of all that decode. *launched* and *sampled* are from when the executor was called until
     the step and its sampling were launched, *device* and *idle* what the events tell (`compositions.Launch`), in
-    seconds; empty where nobody watched."""
+    seconds; empty where nobody watched. Where processes of their own launch, *told* are the seconds until they had
+    been told and *held* those that they were still at the step before (`launch_clock.Launch`); empty elsewhere."""
 
     kind: str
     info: dict[str, Any]
@@ -56,6 +57,13 @@ class Steps:
     sampled: Floats
     device: Floats
     idle: Floats
+    told: Floats = field(default_factory=lambda: np.zeros(0))
+    held: Floats = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def apart(self) -> bool:
+        """Whether processes of their own launched the steps."""
+        return bool(np.isfinite(self.told).any())
 
     def __len__(self) -> int:
         return len(self.start)
@@ -67,6 +75,8 @@ class Sample:
     seconds from when the scheduler was asked (at *began* on the part's clock, which took *scheduling*) until it was
     launched, *sampled* those from the call of the executor until its sampling was launched too, *density* the tokens
     computed per second just before. *alone*: it did not wait for its launch, or for no longer than is taken off.
+    *held* are the seconds for which processes of their own that launch were still at the step before, which are not
+    in *launched* and *sampled*, and *told* those until they had been told of this one (nan: the host launches).
     *left* sequences decoded in the step before and do not in this, *back* do in this and did not in that, with
     *back_tokens* of context in all."""
 
@@ -87,6 +97,8 @@ class Sample:
     left: int = 0
     back: int = 0
     back_tokens: int = 0
+    told: float = float("nan")
+    held: float = 0.0
     tokens: int = field(init=False)
     prompt: int = field(init=False)
     squares: int = field(init=False)
@@ -123,6 +135,8 @@ def steps_of(played: Played, info: dict[str, Any] | None = None) -> Steps:
         of("sampled"),
         of("device", 1e-3),
         of("idle", 1e-3),
+        of("told"),
+        np.nan_to_num(of("held")),
     )
 
 
@@ -179,13 +193,15 @@ def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] 
     """The steps of a part, from its second on. *graphs* is the largest graph in tokens, *memory* the seconds in which
     density fades, *line* is as of `launch_line`."""
     over, density = ends(steps), Density(memory)
-    watched = np.isfinite(steps.device).any()
+    watched, apart = np.isfinite(steps.device).any(), steps.apart
     for i in range(len(steps)):
         contexts = steps.contexts[i]
         decode = len(contexts)
         tokens = sum(n for n, _ in steps.chunks[i]) + decode
         how = launching(tokens, tokens - decode, graphs)
-        launched = steps.scheduled[i] + (steps.launched[i] if watched else 0.0)
+        told, held = (float(steps.told[i]), float(steps.held[i])) if apart else (float("nan"), 0.0)
+        asked = steps.scheduled[i] + held
+        launched = asked + (steps.launched[i] if watched else 0.0)
         before = over[i - 1] if i else np.nan
         waited, began = False, max(before, steps.start[i])
         behind = BEHIND + BEHIND_EACH * (decode + len(steps.chunks[i]))
@@ -196,9 +212,9 @@ def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] 
             spent = FIRST_SHARE * steps.launched[i]
             if line is not None:
                 spent = min(line[0] + line[1] * (decode + len(steps.chunks[i])) + FIRST, steps.launched[i])
-            first = steps.scheduled[i] + spent
+            first = asked + spent
             # The sampling comes last, and a host that is slow there is no proof that the device was late.
-            last = steps.scheduled[i] + steps.sampled[i] if np.isfinite(steps.sampled[i]) else launched
+            last = asked + steps.sampled[i] if np.isfinite(steps.sampled[i]) else launched
             waited = not (first < before and over[i] - launched > behind and over[i] - last > SAMPLING)
             began = max(before, first)
         seconds = over[i] - began
@@ -213,13 +229,15 @@ def samples(steps: Steps, graphs: int, memory: float, line: tuple[float, float] 
                 float(seconds),
                 bool(usable),
                 how,
-                float(launched - steps.start[i]),
+                float(launched - held - steps.start[i]),
                 bool(waited),
                 density.at(float(began)),
                 float(steps.scheduled[i] - steps.start[i]),
                 float(steps.sampled[i]) if np.isfinite(steps.sampled[i]) else float(steps.launched[i]),
                 float(steps.start[i]),
                 *_regrouped(steps, i),
+                told,
+                held,
             )
         if np.isfinite(over[i]) and np.isfinite(seconds) and seconds > 0.0:
             density.add(float(began), float(over[i]), tokens)

@@ -22,13 +22,16 @@ ENGINE = "engine.json"
 def append(file: Path, number: int, steps: Steps) -> None:
     """Add a part to *file* as ``NNN-KIND/``: start, scheduled, after, end (microseconds), chunks (step, tokens,
     context before), decode, contexts (of all that decode, step after step), launch (launched and sampled in seconds,
-    device and idle in milliseconds) and info (JSON)."""
+    device and idle in milliseconds; where processes of their own launched, told and held in seconds, too) and info
+    (JSON)."""
 
     def micro(values: Any) -> Any:
         return np.round(np.asarray(values) * 1e6).astype(np.int64)
 
     chunks = [(i, n, c) for i, some in enumerate(steps.chunks) for n, c in some]
     launch = np.column_stack((steps.launched, steps.sampled, 1e3 * steps.device, 1e3 * steps.idle))
+    if steps.apart:
+        launch = np.column_stack((launch, steps.told, steps.held))
     arrays = {
         "start": micro(steps.start),
         "scheduled": micro(steps.scheduled),
@@ -77,8 +80,9 @@ def _steps(kind: str, arrays: dict[str, Any]) -> Steps:
     chunks: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     for i, n, c in arrays["chunks"].tolist():
         chunks[i].append((n, c))
-    launch = np.full((count, 4), np.nan)
     known = arrays["launch"][:count].astype(float)
+    columns = known.shape[1]
+    launch = np.full((count, columns), np.nan)
     launch[: len(known)] = known
     contexts = np.split(arrays["contexts"].astype(float), np.cumsum(arrays["decode"])[:-1]) if count else []
     seconds = {name: arrays[name] * 1e-6 for name in ("start", "scheduled", "after", "end")}
@@ -92,4 +96,5 @@ def _steps(kind: str, arrays: dict[str, Any]) -> Steps:
         sampled=launch[:, 1],
         device=1e-3 * launch[:, 2],
         idle=1e-3 * launch[:, 3],
+        **({"told": launch[:, 4], "held": np.nan_to_num(launch[:, 5])} if columns > 4 else {}),
     )
