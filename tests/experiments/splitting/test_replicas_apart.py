@@ -235,6 +235,12 @@ def test_static_routers_of_users(tmp_path: Path) -> None:
     assert set(found["workers"]) == {"llm", "llm@gpu0.2"}  # nobody goes to the third
 
 
+def test_static_routers_do_not_see_how_long_outputs_become(tmp_path: Path) -> None:
+    (tmp_path / "oracle.py").write_text(BY_CLASS.format(static=True, asks="request.outputs is not None"))
+    found = same(fleet(router=str(tmp_path / "oracle.py"), classes=CLASSES, replicas=2))
+    assert set(found["workers"]) == {"llm"}  # had it known, half of them would be at the second
+
+
 def test_a_router_that_says_it_is_static_and_looks_is_at_fault(tmp_path: Path) -> None:
     (tmp_path / "looks.py").write_text(BY_CLASS.format(static=True, asks="workers[0].present"))
     with pytest.raises(PolicyFault, match=r"^router \w+ \(looks\.py:\d+\): it is static, and asks how"):
