@@ -350,7 +350,10 @@ def try_faults(count: int, seed: int) -> int:
         try:
             every()
         except Exception as error:
-            say(f"FAILED world with faults after {done}: {type(error).__name__}: {error}")
+            errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+            for one in errors:  # of each the smallest world that was found
+                notes = "\n".join(getattr(one, "__notes__", []))
+                say(f"FAILED world with faults after {done}: {type(one).__name__}: {one}\n{notes}")
             return 1
     rate = count / (time.monotonic() - began)
     some = f"{told['failures']} failures, {told['lost']} visits lost"

@@ -347,6 +347,7 @@ class Faults:
             return
         lost = worker.fail_batch(batch, now)
         self.loop.recorder.batch_failed(batch, now)
+        worker.go_on()
         for task in lost:
             if task.request.outcome is None:
                 self._note(task, now, None)

@@ -88,6 +88,8 @@ class BatchWorker(Worker):
                 self.purge = True  # it runs out with its batch
             else:
                 del view.running[task]
+        elif task in self.inbox:
+            self.inbox.remove(task)  # else it would hold its place here until the inbox is taken in
         if self.books is not None:
             self.books.check_out(task)
 
@@ -108,13 +110,16 @@ class BatchWorker(Worker):
     def fail_batch(self, batch: Batch, now: float) -> list[Task]:
         view = self.view
         view.in_flight = None
-        view.backlog.clear()
         for task in batch.tasks:
             if task in view.running:
                 self._lose(task, now)
         if self.purge:
             self._purge()
         return [*batch.tasks]
+
+    def go_on(self) -> None:
+        if self.view.backlog:
+            self._launch(self.view.backlog.popleft())
 
     def _cut_off(self, batch: Batch) -> None:
         """*batch* ends now, in the middle of its last iteration."""
@@ -170,6 +175,7 @@ class BatchWorker(Worker):
             self._let_go(batch, now)
         if self.purge:
             self._purge()
+            loop.freed(self.stage)  # when such a request ended, it still held its place here
         self.policy.ended(batch, self.shown, now)
         if view.backlog:
             self._launch(view.backlog.popleft())

@@ -470,6 +470,11 @@ class ServingLoop:
         in_time = now <= due or now <= latest(due)
         self.end(request, Outcome.MET if in_time and not request.missed else Outcome.LATE)
 
+    def freed(self, stage: Stage) -> None:
+        """A worker of *stage* may have room: one whose request had ended elsewhere has left it."""
+        if self.dispatcher is not None and not self.stopped:
+            self.dispatcher.freed(stage)
+
     def drop(self, task: Task, view: WorkerView) -> None:
         """The policy of that *view* gives the request of *task* up."""
         if task.request.outcome is None:

@@ -83,6 +83,9 @@ class Loop(Protocol):
     def leave(self, task: Task, now: float) -> None:
         """*task* has ended its stage: its request goes on, or ends."""
 
+    def freed(self, stage: Stage) -> None:
+        """A worker of *stage* may have room: one whose request had ended elsewhere has left it."""
+
     def drop(self, task: Task, view: WorkerView) -> None:
         """The policy of that *view* gives the request of *task* up."""
 
@@ -291,6 +294,9 @@ class Worker:
         """*batch*, which is in flight and which the executor has not begun, fails alone: gives its visits, which are
         lost. Kinds of workers of which batches may fail alone say how."""
         raise BadInput(f"no batch of {self.name} can fail alone", right="a restart, where memory runs out")
+
+    def go_on(self) -> None:
+        """Launch what was decided ahead of a batch that has failed alone (`fail_batch`), if anything was."""
 
     def take_up(self, task: Task, lost: Task) -> None:
         """*task*, which is about to be sent here, follows *lost*, which was lost with its worker."""

@@ -59,9 +59,21 @@ class Clockwork(WaitingLists):
         self.busy_until = -math.inf
 
     def decide(self, view: WorkerView, now: float) -> Decision:
-        return self._decide_tracked(now) if self.pacing == "tracked" else self._decide_by_table(now)
+        if self.pacing == "table":
+            return self._decide_by_table(now)
+        self._forget_lost(view, now)
+        return self._decide_tracked(now)
 
     # -- tracked -----------------------------------------------------------------------------------------
+
+    def _forget_lost(self, view: WorkerView, now: float) -> None:
+        """Of batches that were lost with their worker, or did not fit into its memory, no end is heard."""
+        if not self.outstanding:
+            return
+        under_way = len(view.backlog) + (view.in_flight is not None)
+        while len(self.outstanding) > under_way:  # the first are lost first
+            self.outstanding.popleft()
+            self.begin = now
 
     def _free_at(self, now: float) -> float:
         begin = self.begin

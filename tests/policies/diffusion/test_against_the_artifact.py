@@ -84,6 +84,7 @@ class Clockworks(Desk):
                 assert decision.idle_until is None or decision.idle_until > now
                 return sent
             self.sent.append(self.batch)
+            self.view.backlog.append(self.batch)  # as a worker does: what is not there has no end to wait for
             sent.append(ids(decision.run))
         return sent
 
@@ -91,6 +92,7 @@ class Clockworks(Desk):
         if not self.sent:
             return False
         self.batch = self.sent.pop(0)
+        self.view.backlog.popleft()
         self.done(now)
         return True
 
