@@ -44,7 +44,7 @@ class Shelf:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
+            raise OSError(error.errno, error.strerror, _place()) from None
         self._size += content.nbytes
         return begins
 
@@ -56,12 +56,16 @@ class Shelf:
         while rest:
             read = self._file.readinto(rest)
             if not read:
-                raise EOFError(f"a temporary file in {tempfile.gettempdir()} is shorter than what was written")
+                raise EOFError(f"{_place()} is shorter than what was written")
             rest = rest[read:]
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shelf, (self.read(0, self._size // 8),)
+
+
+def _place() -> str:
+    return f"a temporary file in {tempfile.gettempdir()} (TMPDIR says where)"
 
 
 class Stretch(NamedTuple):

@@ -298,7 +298,8 @@ def folder_for(experiment: Experiment, folder: Path, meta: dict[str, Any]) -> Ru
         recorder.add_file("experiment.yaml", yaml_io.write(experiment.as_dict()))
     except FileExistsError:
         if not folder.is_dir():
-            raise BadInput("this is a file, not a folder", where=str(folder), right="another --out") from None
+            what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
+            raise BadInput(f"this is {what}, not a folder", where=str(folder), right="another --out") from None
         unfinished = "" if (folder / "summary.json").exists() else ", one that did not come to its end"
         what, right = f"the folder holds a run already{unfinished}", "another --out"
         raise BadInput(what, where=str(folder), right=f"{right}, or remove it" if unfinished else right) from None

@@ -75,6 +75,14 @@ def test_22_nor_does_one_into_a_folder_that_was_there(here: Path) -> None:
     assert names(here / "run") == set()
 
 
+def test_22_out_that_is_no_folder_says_what_it_is(here: Path) -> None:
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    for name, what in (("file", "this is a file, not a folder"), ("link", "this is a link to nothing")):
+        refused("run", "tiny-dit-cpu", "--requests", 3, "--out", name, says=(name, what))
+    assert not Path("nowhere").exists()
+
+
 def test_22_a_run_that_fails_late_keeps_what_ended_and_does_not_look_finished(here: Path) -> None:
     run = ("run", "dit-s2-256-rtx4090", "--requests", 100, "--out", "run")
     refused(*run, "--policy", "./late300.py", says=("late300.py",))

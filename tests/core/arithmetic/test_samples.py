@@ -84,5 +84,5 @@ def test_a_full_disk_is_told_by_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     samples.recent.append(1.0)
     with pytest.raises(OSError, match="No space left on device") as refused:
         samples.put_away(Shelf())
-    assert refused.value.filename == str(tmp_path)
+    assert refused.value.filename == f"a temporary file in {tmp_path} (TMPDIR says where)"
     assert [*samples] == [1.0]
