@@ -35,6 +35,10 @@ class StopWatch:
             self._since = now
         return now - self._since > LONGEST
 
+    def heard(self) -> None:
+        """Something came from it, so it was not stopped all the time: it is looked at only while nothing comes."""
+        self._since = None
+
     def told(self, whose: str) -> str:
         """What to say of it: *whose* process it is, and for how long it has been stopped."""
         return f"the process of {whose} has been stopped for {LONGEST:g} s (SIGSTOP?), so that nothing comes from it"

@@ -219,7 +219,7 @@ def recording(recorder: Recorder, folder: Path | None) -> Iterator[None]:
             yield
     except BadInput as problem:
         if recorder.summary.requests == 0:
-            if folder is not None:
+            if folder is not None and folder.exists():
                 shutil.rmtree(folder)
             raise
         raise ServeTwinError(f"{problem}{kept}") from problem

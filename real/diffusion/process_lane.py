@@ -397,6 +397,7 @@ class ProcessLane(Lane):
                 while not self._pipe.poll(LOOK):
                     if self._waits_in_vain():
                         raise self._stopped()
+                self._stops.heard()
                 self._hear()
             except Exception as problem:
                 if not self._closing:

@@ -137,10 +137,10 @@ class Server:
                 continue
             try:
                 return connection, await self._send(connection, method, path, body)
-            except (BadAnswer, OSError):
+            except BaseException as error:
                 connection.close()
-                if connection.read:  # else the server had closed it meanwhile: once more, on another one
-                    raise
+                if connection.read or not isinstance(error, BadAnswer | OSError):
+                    raise  # else the server had closed it meanwhile: once more, on another one
         reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls)
         connection = Connection(reader, writer, _new_state())
         try:

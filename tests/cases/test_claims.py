@@ -264,4 +264,4 @@ def _counts(run) -> object:
     from types import SimpleNamespace
 
     done = sum(r.outcome == "finished" for r in run.requests)
-    return SimpleNamespace(requests=len(run.requests), good=done, finished=done)
+    return SimpleNamespace(requests=len(run.requests), good=done, finished=done, by_draw=(done,))

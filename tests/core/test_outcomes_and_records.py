@@ -205,9 +205,13 @@ def test_a_request_cut_off_between_iterations_taken_together_counts_those_that_a
 
 
 def test_a_run_that_breaks_off_leaves_no_summary(tmp_path: Path) -> None:
-    recorder = RunFolder(tmp_path, {})
+    recorder = RunFolder(tmp_path / "ended", {})
+    simulate(Pipeline([Module("m")], []), [WorkerSetup(["m"], FCFS())], [Request(1, 0.0, 9.0, {})], recorder=recorder)
     recorder.close(complete=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["batches.jsonl", "meta.json", "requests.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "ended").iterdir()) == ["batches.jsonl", "meta.json", "requests.jsonl"]
+    assert lines(tmp_path / "ended" / "requests.jsonl")  # what had ended is kept
+    RunFolder(tmp_path / "nothing", {}).close(complete=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["ended"]  # and of nothing there is no folder
 
 
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import ssl
 import subprocess
+from dataclasses import replace
 
 import pytest
 from loop_servers import LoopServer
@@ -23,6 +24,7 @@ from servetwin.real.vllm.plan import Planned
 
 KEY = "sk-a-key-that-nobody-may-see"
 EVENT = b'data: {"choices": [{"token_ids": [7], "text": "x"}]}\n\n'
+MODELS = b'{"data": [{"id": "m"}]}'
 SENT = [Planned(i, 0.01 * i, 5, 3) for i in range(4)]
 
 
@@ -35,7 +37,7 @@ class Serving(LoopServer):
     answers completions with what *answers* writes; *heads* are those that it was asked with, *opened* counts
     connections."""
 
-    def __init__(self, key=None, tls=None, answers=None, models=b'{"data": [{"id": "m"}]}') -> None:
+    def __init__(self, key=None, tls=None, answers=None, models=MODELS) -> None:
         super().__init__(tls)
         self.key, self.models = key, models
         self.answers = answers or self.tokens
@@ -265,16 +267,41 @@ def test_where_one_fails_nothing_stays_open():
         writer.write(chunk(EVENT))
         await writer.drain()
         still.append(1)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
+
+    late = [*SENT[:3], replace(SENT[3], arrival=0.5)]
 
     async def sent(url: str) -> None:
         server = Watched(url)
         with pytest.raises(BadInput, match="no words"):
-            await http_client._serve(server, SENT, None, http_client.Wording(ids))
+            await http_client._serve(server, late, None, http_client.Wording(ids))
         assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
         assert all(connection.writer.is_closing() for connection in asked_for)
 
     with Serving(answers=slow) as server:
         asyncio.run(sent(server.url))
-    assert len(asked_for) == 4  # the list of models, and three that had begun
+    assert len(asked_for) > 1  # the list of models, and those that had begun
     assert still
+
+
+def test_a_connection_that_is_used_again_is_closed_where_its_answer_is_not_awaited():
+    """Its head had not come: it was neither idle nor closed, and stayed open as long as the process."""
+
+    async def given_up(server: Server) -> None:
+        assert await http_client.model_of(server, None) == "m"
+        (again,) = server._idle
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), server.ask("POST", "/v1/completions", b"{}"):
+                pass
+        assert again.writer.is_closing()
+        assert server._idle == []
+        server.close()
+
+    async def mute(reader, writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(MODELS) + MODELS)
+        await reader.read()
+
+    with Serving() as server:
+        server.answer = mute
+        asyncio.run(given_up(Server(server.url)))
