@@ -263,9 +263,8 @@ class TokenEngineAhead(TokenEngine):
 
     def fail(self, now: float) -> list[TokenTask]:
         lost = super().fail(now)
-        for (
-            task
-        ) in lost:  # what was in flight of it was not computed: to routers it stands where it was heard of last
+        # What was in flight of them was not computed: to routers they stand where they were heard of last.
+        for task in lost:
             stands = task.prompt + task.base_generated - (1 if task.base_generated else 0)
             if task.base_computed > stands:
                 task.base_computed = stands
