@@ -210,6 +210,7 @@ class EngineWorker(TokenWorker):
                         return
                     continue
                 said, last = pipe.recv(), time.monotonic()
+                stops.heard()
                 if said[0] == "steps":
                     self.steps = said[1]
                     return
