@@ -15,7 +15,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from .http_connection import Answer, BadAnswer, Server
+from .http_connection import Answer, BadAnswer, Server, closing
 from .plan import KEY, Planned, Run, Served, SessionSender, prompt_ids
 from .prompts import Prompts
 
@@ -67,13 +67,10 @@ def serve_url(
 
 
 async def _serve(server: Server, requests: list[Planned], model: str | None, how: Wording) -> Run:
-    try:
+    async with closing(server):
         name = await model_of(server, model)
         zero = time.monotonic() + LEAD
         served = await all_of(_one(server, name, planned, zero, how) for planned in requests)
-    finally:
-        server.close()
-        await asyncio.sleep(0)  # in which what was closed is let go of
     lateness = [s.arrival - p.arrival for s, p in zip(served, requests, strict=True)]
     return Run(served, [], lateness, [], time.monotonic() - zero)
 
@@ -87,7 +84,7 @@ def serve_turns(
 
 
 async def _serve_turns(server: Server, sender: SessionSender, model: str | None, how: Wording) -> Run:
-    try:
+    async with closing(server):
         name = await model_of(server, model)
         zero = time.monotonic() + LEAD
 
@@ -97,9 +94,6 @@ async def _serve_turns(server: Server, sender: SessionSender, model: str | None,
             return await asked(server, name, planned, out, zero, how), server
 
         served, lateness = await in_turns(sender, zero, how, ask)
-    finally:
-        server.close()
-        await asyncio.sleep(0)  # in which what was closed is let go of
     return Run(served, [], lateness, [], time.monotonic() - zero)
 
 

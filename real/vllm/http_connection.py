@@ -182,6 +182,17 @@ class Server:
         return True
 
 
+@asynccontextmanager
+async def closing(*servers: Server) -> AsyncIterator[None]:
+    """Close what is open to *servers* at the end."""
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.close()
+        await asyncio.sleep(0)  # in which what was closed is let go of
+
+
 def _new_state() -> Any:
     import h11
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from servetwin.core import BadInput, Request, Stage, Task, Worker
@@ -20,7 +19,7 @@ from servetwin.core.llm.serving.worker import TokenWorker
 from servetwin.core.serving.dispatch import Dispatcher
 
 from .http_client import LEAD, Wording, all_of, asked, in_turns, model_of, wording
-from .http_connection import Server
+from .http_connection import Server, closing
 from .plan import Planned, Run, Served, SessionSender
 
 
@@ -155,7 +154,7 @@ def serve_urls_in_turns(
 async def _serve_in_turns(
     servers: Mapping[str, Server], sender: SessionSender, front: Front, model: str | None, how: Wording
 ) -> Run:
-    async with _closing(servers):
+    async with closing(*servers.values()):
         models = {name: await model_of(server, model) for name, server in servers.items()}
         front.zero = time.monotonic() + LEAD
 
@@ -166,16 +165,6 @@ async def _serve_in_turns(
 
         served, lateness = await in_turns(sender, front.zero, how, ask)
     return Run(served, [], lateness, [], front.now())
-
-
-@asynccontextmanager
-async def _closing(servers: Mapping[str, Server]) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        for server in servers.values():
-            server.close()
-        await asyncio.sleep(0)  # in which what was closed is let go of
 
 
 async def _routed(
@@ -208,7 +197,7 @@ async def _serve(
     model: str | None,
     how: Wording,
 ) -> Run:
-    async with _closing(servers):
+    async with closing(*servers.values()):
         models = {name: await model_of(server, model) for name, server in servers.items()}
         front.zero = time.monotonic() + LEAD
 

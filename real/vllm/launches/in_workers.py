@@ -13,8 +13,8 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-#: Pairs of events that are made beforehand: making them stalls the worker now and then.
-EVENTS = 6000
+from .stream_events import StreamEvents
+
 #: Seconds in which workers must answer.
 PATIENCE = 60.0
 #: Under which name a worker keeps its clocks.
@@ -67,19 +67,10 @@ class WorkerClock:
     after each on its GPU's stream, too."""
 
     def __init__(self, worker: Any, *, events: bool) -> None:
-        import torch
-
         self.on = False
-        self.cuda: Any = torch.cuda if events and torch.cuda.is_available() else None
-        self._spare: list[Any] = []
+        self._events = StreamEvents(wanted=events)
         self._open: tuple[float, Any] | None = None
         self._seen: list[tuple[float, float, Any, Any]] = []
-        self._last: Any = None
-        if self.cuda is not None:
-            self._spare = [self.cuda.Event(enable_timing=True) for _ in range(2 * EVENTS)]
-            for event in self._spare:
-                event.record()
-            self.cuda.synchronize()
         self._execute, self._sample = worker.execute_model, worker.sample_tokens
         worker.execute_model, worker.sample_tokens = self.execute_model, self.sample_tokens
 
@@ -87,7 +78,7 @@ class WorkerClock:
         """What vLLM calls to launch a step."""
         if not self.on or not output.total_num_scheduled_tokens:
             return self._execute(output, *args, **kwargs)
-        before = self._event()
+        before = self._events.mark()
         found = self._execute(output, *args, **kwargs)
         self._open = time.monotonic(), before
         return found
@@ -97,33 +88,15 @@ class WorkerClock:
         found = self._sample(*args, **kwargs)
         if self._open is not None:
             launched, before = self._open
-            self._seen.append((launched, time.monotonic(), before, self._event()))
+            self._seen.append((launched, time.monotonic(), before, self._events.mark()))
             self._open = None
         return found
-
-    def _event(self) -> Any:
-        if self.cuda is None:
-            return None
-        event = self._spare.pop() if self._spare else self.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     def take(self) -> list[tuple[float, float, float, float]]:
         """Of the steps since the last call, in their order, what `InWorkers` holds of this worker."""
         seen, self._seen = self._seen, []
-        nan = float("nan")
-        if self.cuda is None:
-            return [(launched, sampled, nan, nan) for launched, sampled, _, _ in seen]
-        self.cuda.synchronize()
-        out = []
-        for launched, sampled, before, after in seen:
-            own = before.elapsed_time(after)
-            since = self._last.elapsed_time(after) if self._last is not None else float("inf")
-            gap = self._last.elapsed_time(before) if self._last is not None else float("inf")
-            out.append((launched, sampled, min(own, since), gap))
-            self._spare += [before] if self._last is None else [before, self._last]
-            self._last = after
-        return out
+        times = self._events.times([(before, after) for *_, before, after in seen])
+        return [(*launch[:2], *on_gpu) for launch, on_gpu in zip(seen, times, strict=True)]
 
 
 # -- called in the workers: what they are given is vLLM's wrapper of the worker ------------------------------------

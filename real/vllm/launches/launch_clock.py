@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from .in_workers import EVENTS, Workers, apart
+from .in_workers import Workers, apart
+from .stream_events import StreamEvents
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,12 @@ class LaunchClock:
     its workers are processes of their own, they watch (`in_workers`)."""
 
     def __init__(self, core: Any) -> None:
-        import torch
-
         executor = core.model_executor
         self.workers = Workers(executor, events=True) if apart(core) else None
-        here = self.workers is None and torch.cuda.is_available()
-        self.cuda: Any = torch.cuda if here else None
+        self._events = StreamEvents(wanted=self.workers is None)
         self._called: list[tuple[float, float]] = []
-        self._spare: list[Any] = []
         self._open: tuple[float, float, Any] | None = None
         self._seen: list[tuple[float, float, Any, Any]] = []
-        self._last: Any = None
-        if self.cuda is not None:
-            self._spare = [self.cuda.Event(enable_timing=True) for _ in range(2 * EVENTS)]
-            for event in self._spare:
-                event.record()
-            self.cuda.synchronize()
         self._execute, self._sample = executor.execute_model, executor.sample_tokens
         executor.execute_model, executor.sample_tokens = self.execute_model, self.sample_tokens
 
@@ -55,7 +46,7 @@ class LaunchClock:
         """What vLLM calls to launch a step."""
         if not output.total_num_scheduled_tokens:
             return self._execute(output, *args, **kwargs)
-        before = self._event() if self.workers is None else None
+        before = self._events.mark()
         begun = time.monotonic()
         found = self._execute(output, *args, **kwargs)
         self._open = begun, time.monotonic() - begun, before
@@ -70,33 +61,18 @@ class LaunchClock:
             if self.workers is not None:
                 self._called.append((begun, time.monotonic()))
             else:
-                self._seen.append((launched, time.monotonic() - begun, before, self._event()))
+                self._seen.append((launched, time.monotonic() - begun, before, self._events.mark()))
         return found
-
-    def _event(self) -> Any:
-        if self.cuda is None:
-            return None
-        event = self._spare.pop() if self._spare else self.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     def take(self) -> list[Launch]:
         """Of the steps since the last call, in their order; nothing may be in flight."""
         if self.workers is not None:
             return self._of_workers(self.workers)
         seen, self._seen = self._seen, []
-        if self.cuda is None:
-            return [Launch(launched, sampled) for launched, sampled, _, _ in seen]
-        self.cuda.synchronize()
-        out = []
-        for launched, sampled, before, after in seen:
-            own = before.elapsed_time(after)
-            since = self._last.elapsed_time(after) if self._last is not None else float("inf")
-            gap = self._last.elapsed_time(before) if self._last is not None else float("inf")
-            out.append(Launch(launched, sampled, min(own, since), gap))
-            self._spare += [before] if self._last is None else [before, self._last]
-            self._last = after
-        return out
+        times = self._events.times([(before, after) for *_, before, after in seen])
+        return [
+            Launch(launched, sampled, *on_gpu) for (launched, sampled, *_), on_gpu in zip(seen, times, strict=True)
+        ]
 
     def _of_workers(self, workers: Workers) -> list[Launch]:
         """What the workers saw of the steps that they were told of since the last call."""

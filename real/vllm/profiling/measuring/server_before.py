@@ -20,7 +20,7 @@ import numpy as np
 from servetwin.core import BadInput
 
 from ...http_client import FIRST, RIGHT, Wording, asked, model_of, whole_answer
-from ...http_connection import BadAnswer, Server
+from ...http_connection import BadAnswer, Server, closing
 from ...plan import Planned, Served
 
 #: Seconds that the server is left alone before each request, so that nothing of the one before is still going on.
@@ -66,7 +66,7 @@ async def _ask(
     progress: Callable[[int, int], None] | None,
 ) -> list[Asked]:
     found: list[Asked] = []
-    try:
+    async with closing(server):
         name = await model_of(server, model)
         longest = await _longest(server, name)
         if not (lengths := [n for n in lengths if longest is None or n + 2 <= longest]):
@@ -83,9 +83,6 @@ async def _ask(
                 found.append(Asked(tokens[length], seconds))
                 if progress is not None:
                     progress(len(found), len(lengths) * rounds)
-    finally:
-        server.close()
-        await asyncio.sleep(0)  # in which what was closed is let go of
     return found
 
 
