@@ -13,7 +13,8 @@
     *cached* and *cached_again* (tokens found in a prefix cache), *handover* (*from* which worker its KV came, when it
     was *prefilled*, *sent* and *handed*), *due* or *limits* (what its tokens are promised),
     and the times of all *tokens* if they were kept; *attempts* are visits that were lost with their workers: *stage*,
-    *worker*, when it was *queued*, *started* and *lost*, and the *iterations* or *generated* tokens that it had got
+    *worker*, when it was *queued*, *admitted*, *started* and *lost*, when it was in a worker's queue *again* (None:
+    it never was), and the *iterations* or *generated* tokens that it had got
 ``batches.jsonl``
     one line per batch: start, end, worker, modules, request ids, the ends of its iterations if it ran several, and
     those whose network stood still (*reused*); *lost* if it was cut off at its end by a fault: *ends* then has those

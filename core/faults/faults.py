@@ -137,13 +137,23 @@ class Faults:
             self._waiting.setdefault(request, []).append((stage, before))
             self.loop.call_at(self.loop.now(), partial(self._give_up_hope, stage))
 
-    def begins(self, task: Task) -> None:
-        """*task* is sent to its worker: if it follows one that was lost, it takes that up."""
+    def begins(self, task: Task) -> bool:
+        """*task* is sent to its worker: if it follows one that was lost, it takes that up. Gives whether it does."""
         lost = self._again.pop((task.request.id, task.stage.name), None)
-        if lost is not None:
-            assert task.worker is not None
-            self.states[task.worker.name].worker.take_up(task, lost)
-            self.loop.recorder.again(lost, task)
+        if lost is None:
+            return False
+        assert task.worker is not None
+        self.states[task.worker.name].worker.take_up(task, lost)
+        self.loop.recorder.again(lost, task)
+        return True
+
+    def is_there(self, task: Task) -> None:
+        """*task*, which follows one that was lost, is about to reach its worker's queue."""
+        attempts = self.attempts.get(task.request.id, ())  # none if its request has ended
+        for visit in reversed(attempts):
+            if visit["stage"] == task.stage.name:
+                visit["again"] = self.loop.now()
+                return
 
     # -- what happens when ------------------------------------------------------------------------------------
 
@@ -313,8 +323,9 @@ class Faults:
             outage.lost_requests += 1
         said = task.details(tokens=False)
         visit: dict[str, Any] = {"stage": task.stage.name, "worker": task.worker.name if task.worker else None}
-        visit |= {"queued": task.queued, "started": task.started, "lost": now}
-        visit |= {name: said[name] for name in ("iterations", "generated", "first_token") if name in said}
+        visit |= {"queued": task.queued, "admitted": task.admitted, "started": task.started}
+        visit |= {"lost": now, "again": None}
+        visit |= {name: said[name] for name in ("iterations", "prompt", "generated", "first_token") if name in said}
         self.attempts.setdefault(task.request.id, []).append(visit)
 
     def came_too_late(self, state: WorkerState, task: Task) -> None:

@@ -53,7 +53,8 @@ class FaultyExecutor:
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         faults = self.faults
         assert task.worker is not None
-        faults.begins(task)
+        if faults.begins(task):
+            deliver = partial(self._deliver_again, deliver)
         state = faults.states.get(task.worker.name)
         if state is None:
             self.inner.send(source, task, deliver)
@@ -75,6 +76,10 @@ class FaultyExecutor:
             self.inner.call_at(later, partial(self.inner.send, source, task, arrive))
         else:
             self.inner.send(source, task, arrive)
+
+    def _deliver_again(self, deliver: Callable[[Task], None], task: Task) -> None:
+        self.faults.is_there(task)
+        deliver(task)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
         return self.inner.call_at(when, callback)

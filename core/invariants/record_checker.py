@@ -139,7 +139,7 @@ def _check_request_record(record: dict[str, Any], runs: Runs, inputs: Mapping[st
             own = [r for r in own if first is not None and r[0] >= first and (last is None or r[1] <= last)]
         _check_stay(stay, record, own, where)
     for attempt in record.get("attempts", ()):
-        marks = [(m, attempt[m]) for m in ("queued", "started", "lost") if attempt[m] is not None]
+        marks = [(m, attempt[m]) for m in ("queued", "started", "lost", "again") if attempt.get(m) is not None]
         check_order([("arrival", record["arrival"]), *marks], f"{name}, lost at {attempt['worker']}")
     ends = [end for stage in finishes.values() for end in stage]
     if done and finished != max(ends, default=None):

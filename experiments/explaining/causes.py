@@ -23,7 +23,7 @@ class Cause(StrEnum):
     STALLED = "stalled"  #: it had its KV memory, and steps went by without it
     HANDOVER_WAIT = "hand-over wait"  #: its prompt stood, and it waited for room where it decodes, or for the link
     HANDOVER = "hand-over"  #: its KV was on its way to the engine that decodes
-    RECOMPUTED = "recomputed"  #: an engine computed anew what a preemption had lost
+    RECOMPUTED = "recomputed"  #: an engine computed anew what a preemption, or an engine that failed, had lost
     ALONE = "served alone"  #: the part of its own batches that they would have taken for it alone
     SHARED = "shared"  #: what its own batches took longer: for the others in them, or for noise and neighbours
     FAILURE = "failure"  #: its worker failed, or its message was lost, and it had not been sent again yet
@@ -40,7 +40,8 @@ class Ran:
     began; *requests* are the ids of all that were in it.
 
     *batch* is its number in the records. Each of its requests ran *iterations*. Of an engine's step, *prefill* holds
-    (tokens, tokens before) by id, *preempted* who lost the memory for it, *free* the KV blocks that were free.
+    (tokens, tokens before) by id, *preempted* who lost the memory for it, *free* the KV blocks that were free; *cut*
+    says that it was cut off at its end, and gave nothing.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class Ran:
     prefill: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     preempted: tuple[int, ...] = ()
     free: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

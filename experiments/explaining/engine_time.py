@@ -30,6 +30,10 @@ class Progress:
     def pending(self) -> int:
         return self.prompt + self.generated - self.computed
 
+    def start_again(self, generated: int) -> None:
+        """Its engine has failed: it has nothing left but the tokens *generated* so far."""
+        self.generated, self.computed, self.begun, self.lost = generated, 0, False, False
+
     def take(self, one: Ran, number: int) -> bool:
         """Take part in *one*; whether most of what it computes had been computed before."""
         self.begun, self.lost = True, False
@@ -75,7 +79,9 @@ def engine_time(
             now = one.start
         end = min(one.end, visit.until)
         own = visit.request in one.requests and one.start >= visit.came and end == one.end
-        if own:
+        if own and one.cut:
+            yield Part(index, Cause.FAILURE, now, end, one, True, tokens=at.tokens)
+        elif own:
             yield _served(visit, index, one, now, at, alone)
         else:
             yield Part(index, _wait(visit, one, at, memory), now, end, one, tokens=at.tokens)

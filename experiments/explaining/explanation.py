@@ -17,7 +17,7 @@ from . import run_window, whole_records
 from .alone import NOT_TOLD, Alone, StageAlone, TokensAlone
 from .batch_time import batch_time, in_turn, pool_time
 from .causes import SERVED, Cause, Part
-from .engine_time import engine_time
+from .engine_time import Progress, engine_time
 from .handed_time import handed_time
 from .run_window import RunWindow, Taken, cards_of, split
 from .slack import Lost, Slack, TokenSlack, judged, lost_at, of_deadline
@@ -221,7 +221,7 @@ def _explained(
             parts = [new if old.visit == index else old for old, new in zip(parts, own, strict=True)]
         if lack := _lack(visit, index, parts, window, alone, record):
             told.append(lack)
-            parts = [p for p in parts if p.visit != index or p.cause is Cause.TRANSFER]
+            parts = [p for p in parts if p.visit != index or p.end <= visit.came or p.start >= visit.until]
             parts.append(Part(index, Cause.UNTOLD, visit.came, visit.until))
     parts.sort(key=lambda part: (part.start, part.end))
     for visit in way:
@@ -251,8 +251,11 @@ def _explained(
 def _lack(
     visit: Visit, index: int, parts: Sequence[Part], window: RunWindow, alone: Alone | None, record: Record
 ) -> str | None:
-    """What is missing of the batches of a *visit* that came to its end; None if all are there, or nobody knows."""
-    if not visit.finished or visit.worker in window.silent or visit.worker in window.pools:
+    """What is missing of the batches of a *visit* that came to its end, or was lost with its engine; None if all are
+    there, or nobody knows."""
+    if visit.unknown is not None:
+        return visit.unknown
+    if not (visit.finished or visit.lost) or visit.worker in window.silent or visit.worker in window.pools:
         return None
     own = [p for p in parts if p.visit == index and p.cause in SERVED]
     if not visit.is_llm:
@@ -262,7 +265,7 @@ def _lack(
         done, what = (own[-1].done if own else 0), "iterations"
     elif visit.worker not in window.unsure:
         wanted, what = visit.stay.get("generated", 0), "tokens"
-        done = own[-1].tokens[0] if own and own[-1].tokens else 0
+        done = own[-1].tokens[0] if own and own[-1].tokens else visit.had
     else:
         return None
     if done >= wanted:
@@ -274,15 +277,27 @@ def _time_of(
     record: Record, way: Sequence[Visit], window: RunWindow, alone: Alone | None, simulated: bool, end: float
 ) -> Iterator[Part]:
     now = record["arrival"]
+    before: Visit | None = None
+    at: Progress | None = None  # how far it has come at a language model
     for index, visit in enumerate(way):
+        if before is not None and before.goes_on:  # it was lost with its engine, and sent again
+            again = min(visit.lost_first, visit.came)
+            if again > now:
+                yield Part(index - 1, Cause.FAILURE, now, again, tokens=(visit.had, 0))
+                now = again
+            if at is not None:
+                at.start_again(visit.had)
+        else:
+            at = Progress(visit.stay["prompt"]) if visit.is_llm and visit.unknown is None else None
+        before = visit
         if visit.came > now:
             sent = min(max(now, visit.lost_first), visit.came)
             if sent > now:
                 yield Part(index, Cause.TRANSFER, now, sent)
             if visit.came > sent:
-                yield Part(index, Cause.FAILURE, sent, visit.came)
+                yield Part(index, Cause.FAILURE, sent, visit.came, tokens=(visit.had, 0) if visit.is_llm else None)
         ran = window.ran.get(visit.worker, ())
-        if visit.worker in window.silent:
+        if visit.worker in window.silent or visit.unknown is not None:
             if visit.until > visit.came:
                 yield Part(index, Cause.UNTOLD, visit.came, visit.until)
         elif visit.is_handed:
@@ -290,7 +305,7 @@ def _time_of(
         elif visit.is_llm:
             memory = alone.memory(visit.worker) if alone is not None else None
             speed: Any = alone.tokens(visit) if alone is not None else None
-            yield from engine_time(visit, index, ran, memory=memory, alone=speed)
+            yield from engine_time(visit, index, ran, memory=memory, alone=speed, at=at)
         else:
             speed = alone.at(visit.stage, visit.worker, record["work"]) if alone is not None else None
             if visit.worker in window.pools:
@@ -301,7 +316,9 @@ def _time_of(
                 intake: Any = alone.intake(visit.worker) if alone is not None else "before"
                 yield from batch_time(visit, index, ran, intake=intake, simulated=simulated, alone=speed)
         now = max(now, visit.until)
-    if end > now:
+    if end > now and before is not None and before.lost:
+        yield Part(len(way) - 1, Cause.FAILURE, now, end, tokens=(before.stay["generated"], 0))
+    elif end > now:
         yield Part(max(len(way) - 1, 0), Cause.TRANSFER, now, end)
 
 
@@ -314,7 +331,7 @@ def _stage_time(visit: Visit, parts: Sequence[Part]) -> StageTime:
     for part in parts:
         for cause, share in part.shares().items():
             seconds.setdefault(cause, []).append(share)
-        if part.ran is None:
+        if part.ran is None or part.cause is Cause.FAILURE:
             continue
         if part.cause in SERVED:
             sizes.append(len(part.ran.requests))
@@ -351,14 +368,21 @@ def _lost(
             names = ", ".join(left.unknown)
             notes.append(f"what it would have taken at {names} is not known, and counts as nothing")
         return (after[-1] if after else start), lost_at(start, parts, after)
-    promised = [(i, visit) for i, visit in enumerate(way) if visit.is_llm and judged(visit)]
-    if not promised and any(visit.is_llm for visit in way):
+    promised = [(i, visit) for i, visit in enumerate(way) if visit.is_llm and not visit.goes_on and judged(visit)]
+    if not promised and any(visit.lost for visit in way):
+        notes.append(
+            "it was given up before it was sent again: its record does not say what its tokens were promised"
+        )
+    elif not promised and any(visit.is_llm for visit in way):
         notes.append("its record does not say what its tokens were promised: a run recorded anew says it")
     slack, lost = None, None
     for index, visit in promised:
-        own = [p for p in parts if p.visit == index]
+        first = index
+        while first and way[first - 1].goes_on:
+            first -= 1
+        own = [p for p in parts if first <= p.visit <= index]
         track = TokenSlack(visit, alone.tokens(visit))
-        start = track.start(own[0].start if own else visit.came)
+        start = track.start(own[0].start if own else way[first].came)
         after = [track.after(part) for part in own]
         slack, lost = (after[-1] if after else start), lost_at(start, own, after)
         if slack.lost:
@@ -374,15 +398,20 @@ class _Left:
         self.here: list[StageAlone | TokensAlone] = [
             alone.tokens(v) if v.is_llm else alone.at(v.stage, v.worker, record["work"]) for v in way
         ]
+        last = list(way)  # of each visit that which goes on with it in the end
+        for i in range(len(way) - 2, -1, -1):
+            last[i] = last[i + 1] if way[i].goes_on else way[i]
         self.decoded = [
-            h.decoded(_tokens(v)) if isinstance(h, TokensAlone) else None for h, v in zip(self.here, way, strict=True)
+            h.decoded(_tokens(v)) if isinstance(h, TokensAlone) else None
+            for h, v in zip(self.here, last, strict=True)
         ]
         rest, self.unknown = (0.0, list[str]())
         if record["finished"] is None and way:
             rest, self.unknown = alone.after(way[-1].stage, record["work"])
         self.later = [rest]
         for i in range(len(way) - 1, 0, -1):
-            self.later.append(self.later[-1] + self._left(i, 0, (0, 0)))
+            again = way[i - 1].goes_on  # the same visit, of which less is left
+            self.later.append(self.later[-1] + (0.0 if again else self._left(i, 0, (0, 0))))
         self.later.reverse()
 
     def __call__(self, part: Part | None) -> float:

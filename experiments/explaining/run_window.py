@@ -16,7 +16,7 @@ from ..spec.experiment import Experiment
 from ..validation.comparison.run_files import batch_lines, swap_lines
 from .causes import Cause, Part, Ran
 from .step_members import StepMembers
-from .visits import Visit
+from .visits import Visit, stays_of, visits_of
 
 
 @dataclass
@@ -56,6 +56,9 @@ def read(
                 spans.setdefault(named, []).append((came, until))
     engines: dict[str, StepMembers] = {}
     for record in requests:
+        if "attempts" in record:
+            _visited(record, spans, engines)
+            continue
         for stay in record["stages"]:
             if "prompt" not in stay:
                 continue
@@ -90,26 +93,47 @@ def read(
     return found
 
 
+def _visited(
+    record: Mapping[str, Any], spans: Mapping[str, Sequence[tuple[float, float]]], engines: dict[str, StepMembers]
+) -> None:
+    """Tell *engines* of the visits of a request that was lost with some, as far as they are among *spans*."""
+    ended = record["finished"] if record["finished"] is not None else _ended(record)
+    for stay in stays_of(record):
+        for visit in visits_of(record, stay, ended) if "generated" in stay else ():
+            if visit.worker in spans and visit.unknown is None:
+                said = {**visit.stay, "worker": visit.worker, "queued": visit.came}
+                until = None if visit.finished else visit.until
+                engines.setdefault(visit.worker, StepMembers()).visit(record["id"], said, until, visit.had)
+
+
 def _ended(record: Mapping[str, Any]) -> float:
     """When a request that did not finish ended, or the last that is known of it."""
     said = record.get("ended")
     if said is not None:
         return float(said)
-    known = [record["arrival"], *(stay[k] for stay in record["stages"] for k in ("queued", "started", "first_token"))]
+    known = [
+        record["arrival"],
+        *(stay.get(k) for stay in record["stages"] for k in ("queued", "started", "first_token")),
+    ]
     return float(max(t for t in known if t is not None))
 
 
 def _iterations(
     record: Mapping[str, Any], members: tuple[int, ...], spans: Sequence[tuple[float, float]]
 ) -> Iterable[Ran]:
-    """The iterations of a batch: several where a simulation took them as one event."""
+    """The iterations of a batch: several where a simulation took them as one event. A step of an engine that was cut
+    off is one more."""
     ends = record.get("ends") or [record["end"]]
+    cut = "lost" in record and "prefill" in record
+    if cut and "ends" in record:
+        cut = ends[-1] < record["end"]
+        ends = [*ends, record["end"]] if cut else ends
     prefill = {piece[0]: (piece[1], piece[2]) for piece in record.get("prefill", ())}
     preempted = tuple(record.get("preempted", ()))
     start = record["start"]
     for end in ends:
         if any(end >= a and start <= b for a, b in spans):
-            said = prefill, preempted, record.get("free")
+            said = prefill, preempted, record.get("free"), cut and end == record["end"]
             yield Ran(record["id"], start, end, members, record["iterations"], *said)
         start, preempted = end, ()
 

@@ -94,6 +94,7 @@ class TokenSlack:
             self.counts = counts
             room = np.where(counts, self.due - self.decoded[: self.whole + 1], inf)
             self.best = np.minimum.accumulate(room[::-1])[::-1]  # the least from each token on
+        self.first: float | None = stay.get("first_token")
         self.times: list[float] = []
         self.past: list[tuple[float, str]] = []
 
@@ -110,6 +111,8 @@ class TokenSlack:
 
     def _came_out(self, at: float) -> None:
         number = len(self.times) + 1
+        if number == 1 and self.first is not None:
+            at = self.first  # the same, where the records of steps say for sure who was in them
         if self.best is not None and number <= self.whole and self.counts[number]:
             self.past.append((float(self.due[number]) - at, f"token {number}"))
         if self.limits is not None:

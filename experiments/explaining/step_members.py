@@ -18,9 +18,8 @@ class _State:
     __slots__ = ("computed", "generated", "stays")
 
     def __init__(self) -> None:
-        self.stays: list[
-            tuple[float, int, int, float | None]
-        ] = []  # (queued, prompt, generated, ended before its time)
+        #: (queued, prompt, tokens had before, tokens generated at its end, ended before its time)
+        self.stays: list[tuple[float, int, int, int, float | None]] = []
         self.generated = self.computed = 0
 
 
@@ -36,11 +35,13 @@ class StepMembers:
         self.steps = 0
         self.unsure = 0  #: steps of which it is not known for sure who decodes
 
-    def visit(self, number: int, stay: Mapping[str, Any], ended: float | None) -> None:
-        """Request *number* was here; it did not finish and *ended* then, or did (None)."""
+    def visit(self, number: int, stay: Mapping[str, Any], ended: float | None, had: int = 0) -> None:
+        """Request *number* was here; it did not finish and *ended* then, or did (None). It *had* so many tokens when
+        it came, from visits that were lost."""
         state = self._states.setdefault(number, _State())
-        state.stays.append((stay["queued"], stay["prompt"], stay.get("generated", 0), ended))
+        state.stays.append((stay["queued"], stay["prompt"], had, stay.get("generated", 0), ended))
         state.stays.sort(key=lambda s: s[0], reverse=True)  # the next one last
+        state.generated = state.stays[-1][2]
         told = stay.get("handover")
         if told is not None and told["from"] != stay["worker"] and told["handed"] is not None:
             first = stay["first_token"]
@@ -64,7 +65,7 @@ class StepMembers:
         found = (*prefill, *decode)
         self._generated(decode, len(record.get("ends") or (0,)))
         for number, tokens, before in record["prefill"]:
-            self._prefilled(number, before + tokens)
+            self._prefilled(number, before + tokens, record["start"])
         return found
 
     def _join(self, start: float, decode: int, just: bool = False) -> None:
@@ -86,11 +87,13 @@ class StepMembers:
             state.generated += count
             self._over(number, state)
 
-    def _prefilled(self, number: int, computed: int) -> None:
+    def _prefilled(self, number: int, computed: int, start: float) -> None:
         state = self._states.get(number)
         if state is None or not state.stays:
             return
-        _, prompt, _, ended = state.stays[-1]
+        while len(state.stays) > 1 and state.stays[-1][-1] is not None and state.stays[-1][-1] <= start:
+            self._leave(number)  # it was lost before it decoded
+        _, prompt, _, _, ended = state.stays[-1]
         state.computed = computed
         pending = prompt + state.generated - computed
         if pending > 1 or (pending == 1 and computed < prompt):
@@ -104,7 +107,7 @@ class StepMembers:
         self._over(number, state)
 
     def _over(self, number: int, state: _State) -> None:
-        _, _, whole, ended = state.stays[-1]
+        _, _, _, whole, ended = state.stays[-1]
         if ended is None and state.generated >= whole:
             self._leave(number)
 
@@ -114,4 +117,4 @@ class StepMembers:
         state = self._states[number]
         if state.stays:
             state.stays.pop()
-        state.generated = state.computed = 0
+        state.generated, state.computed = state.stays[-1][2] if state.stays else 0, 0

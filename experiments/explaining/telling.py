@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from servetwin.core.arithmetic import float_sum
 
-from .causes import SERVED
+from .causes import SERVED, Cause
 from .explanation import Explanation, StageTime
 from .slack import Lost
 
@@ -50,7 +50,7 @@ def instead(stage: StageTime) -> str | None:
     """What ran while it waited at a stage; None if it did not wait for others."""
     if not stage.instead:
         return None
-    waited = float_sum(s for cause, s in stage.seconds.items() if cause not in SERVED)
+    waited = float_sum(s for cause, s in stage.seconds.items() if cause not in {*SERVED, Cause.FAILURE})
     named = [f"{number} ({seconds:.3f} s)" for number, seconds in list(stage.instead.items())[:NAMED]]
     more = len(stage.instead) - len(named)
     others = ", ".join(named) + (f" and {more} more" if more > 0 else "")

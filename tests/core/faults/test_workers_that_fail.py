@@ -70,7 +70,8 @@ def test_what_is_lost_is_noticed_and_sent_again() -> None:
     assert served.ends() == [("met", 9.0, "w1"), ("met", 5.0, "w1")]
     (lost,) = served.told[0]
     assert lost == {
-        "stage": "unet", "worker": "w0", "queued": 0.0, "started": 0.0, "lost": 2.5, "iterations": 2,
+        "stage": "unet", "worker": "w0", "queued": 0.0, "admitted": 0.0, "started": 0.0, "lost": 2.5,
+        "again": 3.5, "iterations": 2,
     }  # fmt: skip
     told = served.faults.summary(0.0, 9.0)
     assert (told["failures"], told["visits_lost"], told["visits_retried"], told["gave_up"]) == (1, 1, 1, 0)

@@ -78,6 +78,15 @@ def test_what_a_batch_takes_longer_for_others_is_told_apart(tmp_path: Path, toy:
 
 LIMITS = {"ttft_ms": 500, "tpot_ms": 70, "itl_ms": 300, "e2el_ms": 15_000}
 BLOCKS = {"modules": ["llm"], "device": "gpu0", "limit": 256, "engine": {"blocks": 250, "preemption": "recompute"}}
+DIES = {
+    "detect_seconds": 1,
+    "retry": {"attempts": 2, "backoff_seconds": 0.1},
+    "script": [{"at": 3, "kind": "fail", "device": "gpu0", "for": 3}],
+}
+FAULTS = (
+    "opt-13b-a6000", ("policy", "vllm-v1"), ("rate", 4.0), ("requests", 40), ("workload.draws", "seeded"),
+    ("slo", {"limits": {"ttft_ms": 1000, "tpot_ms": 120}}), ("deployment.replicas", 2), ("deployment.faults", DIES),
+)  # fmt: skip
 CASES = {
     "edf": ("sd15-512-rtx4090", ("policy", "edf"), ("rate", 3.0), ("requests", 80)),
     "srpt": ("dit-s2-256-rtx4090", ("policy", "srpt"), ("rate", 9.0), ("requests", 100)),
@@ -89,8 +98,61 @@ CASES = {
     "the last token": ("opt-13b-a6000", ("policy", "vllm"), ("rate", 4.0), ("requests", 60), ("slo.meets", "last")),
     "limits": ("opt-13b-a6000", ("policy", "vllm-v1"), ("rate", 3.0), ("requests", 60),
                ("slo", {"limits": LIMITS})),
+    "faults": FAULTS,
     "asynchronous": ("opt-13b-h100-async", ("policy", "fastserve"), ("rate", 40.0), ("requests", 80)),
 }  # fmt: skip
+
+
+def test_what_its_client_had_got_of_an_engine_that_failed_was_in_time(tmp_path: Path) -> None:
+    """It decodes at one engine until that dies at 3 s, and goes on at the other from 4.1 s on: its first token is
+    that of the first."""
+    folder = served(tmp_path / "run", *FAULTS)
+    for record in [r for r in lines(folder) if "attempts" in r and r["attempts"][0]["generated"]]:
+        (attempt,), (stay,) = record["attempts"], record["stages"]
+        (one,) = explain(folder, requests=[record["id"]])
+        assert (one.outcome, one.lost, one.notes) == ("met", None, [])
+        assert one.slack.seconds <= 1.0 - (stay["first_token"] - record["arrival"]) + 1e-9
+        first, second = one.stages
+        assert (first.worker, second.worker) == ("llm", "llm@gpu0.2")
+        assert first.own == attempt["generated"]
+        cut = first.seconds[Cause.FAILURE] - 1.1
+        assert 0.0 <= cut < 0.06  # beside detection and backoff: the step that was cut off
+        assert second.own == 300 - attempt["generated"]
+        assert Cause.FAILURE not in second.seconds
+        assert second.seconds[Cause.RECOMPUTED] > 0.0
+        shown = min(part.start for part in one.spans if part.visit == 1)
+        assert shown == attempt["again"] == pytest.approx(4.1)
+
+
+@pytest.mark.parametrize("name", ["opt-13b-a6000", "dit-s2-256-rtx4090"])
+def test_who_waited_for_a_worker_that_never_came_back_waited_for_a_failure(tmp_path: Path, name: str) -> None:
+    script = [{"at": 3, "kind": "fail", "device": "gpu0"}]
+    faults = ("deployment.faults", {**DIES, "script": script})
+    folder = served(tmp_path / "run", name, ("rate", 4.0), ("requests", 30), ("workload.draws", "seeded"), faults)
+    lost = {r["id"]: r["attempts"][-1] for r in lines(folder) if "attempts" in r}
+    assert len(lost) > 3
+    for one in explain(folder, requests=list(lost)):
+        assert one.reason.startswith("no worker of")
+        assert Cause.TRANSFER not in one.seconds or name.startswith("dit")
+        assert one.seconds.get(Cause.TRANSFER, 0.0) < 0.005
+        assert one.seconds[Cause.FAILURE] >= one.ended - lost[one.id]["lost"] - 1e-9
+        assert one.spans[-1].end == one.ended
+        assert one.slack is None or not one.slack.lost
+
+
+def test_when_it_was_sent_again_is_not_guessed(tmp_path: Path) -> None:
+    """Records of a run made before they held it."""
+    folder = served(tmp_path / "run", *FAULTS)
+    told = lines(folder)
+    for record in told:
+        for attempt in record.get("attempts", ()):
+            del attempt["again"], attempt["admitted"], attempt["prompt"]
+    (folder / "requests.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
+    record = next(r for r in told if "attempts" in r and r["attempts"][0]["generated"])
+    (one,) = explain(folder, requests=[record["id"]])
+    assert (one.slack, one.lost) == (None, None)
+    assert one.seconds[Cause.UNTOLD] == pytest.approx(one.ended - 3.0)
+    assert any("does not say when it was sent again after llm had lost it at 3.000 s" in note for note in one.notes)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import faulty_worlds
@@ -41,7 +42,8 @@ def whole(folder: Path) -> list:
         assert all(p.seconds >= 0 for p in one.spans)
         assert sum(one.seconds.values()) == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
         told = sum(s for stage in one.stages for s in stage.seconds.values())
-        assert told == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
+        if one.stages or not one.spans:  # else it was never sent to a worker
+            assert told == pytest.approx(one.latency, abs=1e-9 * max(1.0, one.ended))
         end = lines[one.id]["finished"]
         assert one.ended == (end if end is not None else lines[one.id]["ended"])
     return found
@@ -86,13 +88,44 @@ def test_of_workers_that_fail(tmp_path_factory, world) -> None:
         stays = {stay["stage"]: stay for stay in lines[one.id]["stages"]}
         for index, stage in enumerate(one.stages):
             lost = [attempt for attempt in attempts if attempt["stage"] == stage.stage]
-            again = [attempt["lost"] for attempt in lost if attempt["lost"] < stays[stage.stage]["queued"]]
+            queued = stays[stage.stage]["queued"] if stage.stage in stays else lost[-1]["queued"]
+            again = [attempt["lost"] for attempt in lost if attempt["lost"] < queued]
             own = [p for p in failures if p.visit == index]
             if again:
                 assert any(p.start <= again[0] <= p.end for p in own)
-            if lost and one.reason and one.reason.startswith(f"{lost[-1]['worker']} failed"):
+            if lost and lost[-1]["lost"] < one.ended and _gave_up(one, lost[-1]["worker"], stage.stage):
                 assert own[-1].start == pytest.approx(lost[-1]["lost"])
                 assert own[-1].end == one.ended
+
+
+@given(faulty_worlds.faulty_engines().map(lambda world: replace(world, drafts=0)))
+@settings(max_examples=100, phases=[Phase.reuse, Phase.generate])
+def test_of_engines_that_fail(tmp_path_factory, world) -> None:
+    """Each visit that was lost is one of its own, and after it a failure lasts until the request was at an engine
+    again. The parts tell when each token came out, at whichever engine."""
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunFolder(folder, {"kind": "simulated"})
+    recorder.wants_token_times = recorder.writes_tokens = True
+    world.run(recorder)
+    recorder.close()
+    lines = records(folder)
+    for one in whole(folder):
+        lost = lines[one.id].get("attempts", ())
+        assert [stage.worker for stage in one.stages[: len(lost)]] == [attempt["worker"] for attempt in lost]
+        after = lost[-1]["again"] is not None if lost else bool(lines[one.id]["stages"])
+        assert len(one.stages) == len(lost) + after
+        assert not any("hold" in note and "of its" in note for note in one.notes)
+        for index, attempt in enumerate(lost):
+            again = one.ended if attempt["again"] is None else attempt["again"]
+            if index + 1 < len(lost) and attempt["again"] is None:
+                again = lost[index + 1]["lost"]
+            there = [p for p in one.spans if p.visit == index and p.end > attempt["lost"]]
+            assert {p.cause for p in there} <= {Cause.FAILURE}
+            if again > attempt["lost"]:
+                assert (there[0].start, there[-1].end) == (attempt["lost"], again)
+        if one.outcome in ("met", "late") and not any("for sure who decoded" in note for note in one.notes):
+            came = [p.end for a, p in itertools.pairwise([None, *one.spans]) if p.tokens and p.tokens[0] > _before(a)]
+            assert came == lines[one.id]["stages"][0]["tokens"]
 
 
 @given(graphs.worlds())
@@ -165,3 +198,10 @@ def test_of_engines(tmp_path_factory, rows, limits, name, how, stop_at, seed) ->
 
 def _before(part) -> int:
     return part.tokens[0] if part is not None and part.tokens else 0
+
+
+def _gave_up(one, worker: str, stage: str) -> bool:
+    """Whether a request was given up when it was known that *worker*, or all of *stage*, had failed."""
+    return bool(one.reason) and (
+        one.reason.startswith(f"{worker} failed") or one.reason == f"no worker of {stage} is left"
+    )
