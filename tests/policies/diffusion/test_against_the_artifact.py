@@ -74,7 +74,6 @@ class Clockworks(Desk):
     def __init__(self, pacing: str, table: dict[int, float] = STEP, **params: float) -> None:
         tables = {"dit": list(table.values()), "vae": list(VAE.values())}
         super().__init__(Clockwork(pacing=pacing, max_batch=3, **params), tables, placement=[["dit", "vae"]])
-        self.sent: list = []
 
     def turn(self, now: float) -> list[list[int]]:
         """What it sends until it has nothing more to say."""
@@ -83,16 +82,12 @@ class Clockworks(Desk):
             if not decision.run:
                 assert decision.idle_until is None or decision.idle_until > now
                 return sent
-            self.sent.append(self.batch)
-            self.view.backlog.append(self.batch)  # as a worker does: what is not there has no end to wait for
             sent.append(ids(decision.run))
         return sent
 
     def end(self, now: float) -> bool:
-        if not self.sent:
+        if self.view.in_flight is None:
             return False
-        self.batch = self.sent.pop(0)
-        self.view.backlog.popleft()
         self.done(now)
         return True
 

@@ -57,9 +57,19 @@ def test_tracked_counts_from_when_the_last_batch_really_ended() -> None:
     for steps in (10, 11, 12):
         d.request(steps=steps, slo=6.0 * steps)
     d.decide(0.0)
-    d.policy.ended(d.batch, d.view, 0.6)
+    d.done(0.6)
     assert ids(d.decide(0.6).run) == [1]
     assert d.decide(0.6).idle_until == pytest.approx(0.6 + 11 * 0.09 + 0.1 - 0.01)
+
+
+def test_tracked_waits_for_no_batch_that_was_lost() -> None:
+    d = desk()
+    for steps in (10, 11, 12):
+        d.request(steps=steps, slo=6.0 * steps)
+    d.decide(0.0)
+    d.decide(0.991)
+    d.lose()  # both: the one that ran and the one behind it
+    assert ids(d.decide(1.2).run) == [2]
 
 
 def test_a_batch_takes_older_requests_of_its_class_with_it() -> None:
@@ -94,7 +104,7 @@ def test_table_is_paced_by_the_table_and_not_by_the_device() -> None:
     d.request(steps=10, slo=60.0)
     d.request(steps=11, slo=66.0)
     assert ids(d.decide(0.0).run) == [0]
-    d.policy.ended(d.batch, d.view, 0.6)
+    d.done(0.6)
     early = d.decide(0.6)  # the device is free, the table says it is not
     assert not early.run
     assert early.idle_until == pytest.approx(0.995)

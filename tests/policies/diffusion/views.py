@@ -33,7 +33,6 @@ class Desk:
         self.view = WorkerView(self.stage, estimate, limit=limit, slo_factor=slo_factor)
         self.policy = policy
         self.worker = BatchWorker(self.stage, policy, self.view)
-        self.batch: Batch | None = None
         self._ids = count()
         policy.start(self.view)
 
@@ -59,19 +58,34 @@ class Desk:
             self.view.waiting.pop(task, None)
             self.view.running[task] = None
         if decision.run:
-            self.batch = Batch(1, self.worker.place, decision.run, whole=decision.whole)
+            batch = Batch(1, self.worker.place, decision.run, whole=decision.whole)
+            if self.view.in_flight is None:
+                self.view.in_flight = batch
+            else:  # decided ahead of what still runs
+                self.view.backlog.append(batch)
         return decision
 
     def done(self, now: float, count: int = 1) -> None:
-        """The last batch has ended, which ran *count* iterations on end."""
-        assert self.batch is not None
-        self.batch.count = count
-        for task in self.batch.tasks:
-            task.left = 0 if self.batch.whole else task.left - count
+        """The batch that runs has ended, after *count* iterations on end."""
+        batch = self.view.in_flight
+        assert batch is not None
+        batch.count = count
+        for task in batch.tasks:
+            task.left = 0 if batch.whole else task.left - count
             if not task.left:
-                self.batch.leaves += 1
+                batch.leaves += 1
                 del self.view.running[task]
-        self.policy.ended(self.batch, self.view, now)
+        self.view.in_flight = self.view.backlog.popleft() if self.view.backlog else None
+        self.policy.ended(batch, self.view, now)
+
+    def lose(self) -> None:
+        """What runs and what was decided behind it fails, and no end of it is heard."""
+        for batch in (self.view.in_flight, *self.view.backlog):
+            if batch is not None:
+                for task in batch.tasks:
+                    del self.view.running[task]
+        self.view.in_flight = None
+        self.view.backlog.clear()
 
     def rounds(self, *times: float) -> list[list[int]]:
         """The batches (request ids) of consecutive iterations that begin at *times*."""
