@@ -87,6 +87,7 @@ class Faults:
         self.outages: dict[str, list[Outage]] = {worker.name: [] for worker in workers}
         self.counts = Counts()
         self.others: list[tuple[Event, str]] = []  # events in which nobody is down, and each worker's name
+        self.while_down: list[tuple[Event, str]] = []  # likewise, of those that befell a worker which was down
         self.attempts: dict[int, list[dict[str, Any]]] = {}  # of live requests, the visits that were lost
         self._events = events
         self._next: Event | None = next(events, None)
@@ -143,6 +144,8 @@ class Faults:
         if lost is None:
             return False
         assert task.worker is not None
+        self.counts.retried += 1
+        self.counts.requests += len(self.attempts.get(task.request.id, ())) == 1
         self.states[task.worker.name].worker.take_up(task, lost)
         self.loop.recorder.again(lost, task)
         return True
@@ -178,13 +181,16 @@ class Faults:
         self._plan()
 
     def _befalls(self, event: Event, state: WorkerState) -> None:
+        if state.outage is not None and event.kind in ("fail", "crash", "pause"):
+            self.while_down.append((event, state.worker.name))
         if event.kind in ("fail", "crash"):
             self._fails(state, event, event.until)
             return
-        self.others.append((event, state.worker.name))
         if event.kind == "pause":
             self._pause(state, event)
-        elif event.kind == "slow":
+            return
+        self.others.append((event, state.worker.name))
+        if event.kind == "slow":
             state.slow.append(event.factor)
             self._set_slowdown(state)
             self._when_over(event, partial(self._no_longer_slow, state, event.factor))
@@ -217,6 +223,7 @@ class Faults:
     def _pause(self, state: WorkerState, event: Event) -> None:
         if state.outage is not None:
             return
+        self.others.append((event, state.worker.name))
         now = self.loop.now()
         if state.paused_until is None:
             state.paused_since, state.paused_until = now, event.until
@@ -265,15 +272,27 @@ class Faults:
                 return state.outage
             self._back_at(state, state.outage.until, event.starting if longer else 0.0)
             return state.outage
-        outage = state.outage = Outage(worker.name, event, now, until)
+        stood_since = now
+        if state.paused_until is not None:
+            stood_since = state.paused_since
+            self._end_pauses(worker.name, event, now)
+        at = stood_since if event.kind == "pause" else now
+        outage = state.outage = Outage(worker.name, event, at, until)
         self.outages[worker.name].append(outage)
         state.lives += 1
-        self._lose_all(state, outage, now)
+        self._lose_all(state, outage, now, stood_since)
         self.loop.call_at(now + self.rules.detect, partial(self._notice, state, outage))
         self._back_at(state, until, event.starting)
         return outage
 
-    def _lose_all(self, state: WorkerState, outage: Outage, now: float) -> None:
+    def _end_pauses(self, worker: str, event: Event, now: float) -> None:
+        """*event* ends the pauses that *worker* is in. One that was noticed is told as the outage that it became."""
+        told = [other for other in self.others if other != (event, worker)]
+        ends = [one.kind == "pause" and name == worker and one.until > now for one, name in told]
+        self.others = [(o[0]._replace(until=now), o[1]) if cut else o for o, cut in zip(told, ends, strict=True)]
+
+    def _lose_all(self, state: WorkerState, outage: Outage, now: float, stood_since: float) -> None:
+        """All that is at the worker of *state* is lost, which computed until *stood_since*."""
         worker = state.worker
         batches = [batch for batch in worker.batches_under_way if batch not in [run for run, _ in state.held_runs]]
         began = self.executor.inner.abort(worker)
@@ -286,12 +305,12 @@ class Faults:
             self._is_lost(task, outage, now)
         for task in held:
             self._is_lost(task, outage, now)
-        outage.lost_seconds = max(0.0, now - began)
-        self._hear(batches, now)
+        outage.lost_seconds = max(0.0, stood_since - began)
+        self._hear(batches, stood_since)
         self.loop.recorder.failed(worker.place, now)
 
     def _hear(self, batches: Sequence[Batch], now: float) -> None:
-        """*batches* were cut off: the recorder hears of those that had begun to compute."""
+        """*batches* were cut off, at *now*: the recorder hears of those that had begun to compute."""
         summary = self.loop.recorder.summary
         for batch in batches:
             if batch.start > now:
@@ -456,8 +475,6 @@ class Faults:
         request, stage = task.request, task.stage
         if request.outcome is not None or self.loop.stopped:
             return
-        self.counts.retried += 1
-        self.counts.requests += len(self.attempts[request.id]) == 1
         self.loop.forget_visit(task)
         self._again[request.id, stage.name] = task
         before = [t for t in request.tasks if t.finished is not None and stage in t.stage.next]
@@ -476,6 +493,7 @@ class Faults:
         """What ``faults.jsonl`` holds: each worker's faults, by time."""
         said = [outage.as_dict() for own in self.outages.values() for outage in own]
         said += [outages.other_fault(event, name) for event, name in self.others]
+        said += [outages.fault_while_down(event, name) for event, name in self.while_down]
         return sorted(said, key=lambda line: line["at"])
 
     def held(self, since: float, until: float) -> dict[str, float] | None:

@@ -14,8 +14,8 @@ from .schedule import Event
 
 @dataclass
 class Outage:
-    """A *worker* is down from *at* to *until* (infinite: for ever), since *event*. It was *noticed* then (None: not
-    yet); *lost* are the visits that were lost with it."""
+    """A *worker* is down from *at* to *until* (infinite: for ever), since *event*; of a pause that was noticed,
+    *at* is when that began. It was *noticed* then (None: not yet); *lost* are the visits that were lost with it."""
 
     worker: str
     event: Event
@@ -55,6 +55,13 @@ def other_fault(event: Event, worker: str) -> dict[str, Any]:
     if event.kind == "late":
         said["seconds"] = event.seconds
     return said
+
+
+def fault_while_down(event: Event, worker: str) -> dict[str, Any]:
+    """A line of ``faults.jsonl`` for an *event* that befell *worker* while it was down. A pause of what is down is
+    none; a failure may let it be back later."""
+    said = other_fault(event, worker)
+    return {**said, "until": event.at if event.kind == "pause" else said["until"], "while_down": True}
 
 
 def down_between(outages: Iterable[Outage], since: float, until: float) -> float:

@@ -136,7 +136,8 @@ class InvariantChecker(Recorder):
         self.inner.ended(request, now)
 
     def batch(self, batch: Batch) -> None:
-        self.advance(batch.end)
+        if not batch.lost:  # one that was cut off may have ended before: when its worker stood still
+            self.advance(batch.end)
         worker = batch.worker
         for place in batch.devices or (batch.thread,):
             last = self.ends.get((worker, place), float("-inf"))

@@ -66,6 +66,8 @@ def refuse(experiment: Experiment, who: str, right: str, *, faults: bool = False
 # -- devices that fail ---------------------------------------------------------------------------------------
 
 FAULTS = "deployment.faults"
+#: So many names of devices or workers an error lists.
+MANY = 8
 
 
 def make_faults(spec: FaultsSpec, workers: Sequence[Worker], seed: int) -> Faults:
@@ -134,7 +136,11 @@ def _on(device: str, workers: Sequence[Worker], where: str) -> list[str]:
 
 def _known(name: str, names: Sequence[str], where: str, what: str) -> None:
     if name not in names:
-        raise BadInput(f"no {what} that may fail is called {name!r}", where=where, right=suggest(name, names))
+        if len(names) > MANY:
+            right = f"{suggest(name, names)}; {len(names)} {what}s may fail: {', '.join(names[:MANY])}, ..."
+        else:
+            right = f"one of {', '.join(names)}" if names else "only engines, and workers with batches, may"
+        raise BadInput(f"no {what} that may fail is called {name!r}", where=where, right=right)
 
 
 def faults_stand_on(spec: FaultsSpec | None) -> list[str]:

@@ -1,10 +1,12 @@
 """Fleets: what a request costs behind so many replicas, and how much memory a long load takes.
 
-python -m servetwin.experiments.bench.fleet REPLICAS ROUTER REQUESTS [--week] [--jobs N] [--calendar]
+python -m servetwin.experiments.bench.fleet REPLICAS ROUTER REQUESTS [--stale S] [--week] [--jobs N]
+    [--calendar]
 
 OPT-13B on an H100 under vllm-v1, steps with the profile's noise, at 70 % of the rate that saturates a replica, with
-the full report. With ``--calendar`` all engines go by one calendar, as where numbers do not do. With ``--week`` the
-requests come over a week instead, more by day than by night and half as many at the weekend. (The shape is made up:
+the full report. With ``--stale`` the router looks every so many seconds only. With ``--calendar`` all engines go by
+one calendar, as where numbers do not do. With ``--week`` the requests come over a week instead, more by day than by
+night and half as many at the weekend. (The shape is made up:
 it has the days and weekends that the Azure LLM inference trace of 2024 shows, Stojkovic et al., "DynamoLLM", HPCA
 2025, and none of its numbers.) Prints what was measured as JSON.
 """
@@ -51,7 +53,14 @@ def week(rate: float, requests: int) -> dict[str, Any]:
 
 
 def measure(
-    replicas: int, router: str, requests: int, *, weekly: bool = False, jobs: int = 1, calendar: bool = False
+    replicas: int,
+    router: str,
+    requests: int,
+    *,
+    weekly: bool = False,
+    jobs: int = 1,
+    calendar: bool = False,
+    stale: float = 0.0,
 ) -> dict[str, Any]:
     """Run it in this process (and *jobs* others), by the *calendar* if that is asked for: seconds and MiB."""
     rate = SATURATED * SHARE * replicas
@@ -62,7 +71,7 @@ def measure(
         "workload.draws": "seeded",
         "workload.arrivals": arrivals,
         "deployment.replicas": replicas,
-        "deployment.router": router,
+        "deployment.router": {"name": router, "stale": stale},
         "policy.name": "vllm-v1",
         "slo": slo,
     }
@@ -103,13 +112,14 @@ def main() -> None:
     parser.add_argument("replicas", type=int)
     parser.add_argument("router")
     parser.add_argument("requests", type=int)
+    parser.add_argument("--stale", type=float, default=0.0)
     parser.add_argument("--week", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--calendar", action="store_true")
     asked = parser.parse_args()
     if asked.calendar and asked.jobs != 1:
         parser.error("--calendar goes with one process (right would be: without --jobs)")
-    how = {"weekly": asked.week, "jobs": asked.jobs, "calendar": asked.calendar}
+    how = {"weekly": asked.week, "jobs": asked.jobs, "calendar": asked.calendar, "stale": asked.stale}
     print(json.dumps(measure(asked.replicas, asked.router, asked.requests, **how)))
 
 

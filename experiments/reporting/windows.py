@@ -316,12 +316,11 @@ def _felt(
     failed: np.ndarray,
 ) -> Iterator[Fault]:
     """Each fault of *lines*, in order of time, in a run that ended at *over*. (A device has a line for each worker; a
-    pause that is taken for a failure has two.)"""
+    pause of one that was down was none.)"""
     by_fault: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for said in lines:
-        by_fault.setdefault(
-            (said["kind"], said["what"], said["until" if said["kind"] == "pause" else "at"]), []
-        ).append(said)
+        if said["kind"] != "pause" or not said.get("while_down"):
+            by_fault.setdefault((said["kind"], said["what"], said["at"]), []).append(said)
     order = np.argsort(arrivals, kind="stable")
     came, missed = arrivals[order], np.concatenate([[0], np.cumsum(~met[order])])
     short, cut_off = np.flatnonzero(queue.values <= few), set(failed.tolist())

@@ -30,6 +30,7 @@ from .dealing import Dealt, chooser
 if TYPE_CHECKING:
     from servetwin.core.llm import TokenDeadlines
     from servetwin.sim import SimExecutor
+    from servetwin.sim.fleets.epochs import Exchange
 
 #: Why a run with records is not split.
 RECORDS = "records of single requests and batches are kept"
@@ -99,46 +100,74 @@ def why_whole(run: Built, *, looked_at: bool = False) -> str | None:
     return next((why for holds, why in found if holds), None)
 
 
+def why_one_process(run: Built) -> str | None:
+    """Why the replicas of *run*, behind a router that looks, are not simulated as numbers in several processes; None
+    if they can be: the router looks every so many seconds, and each process serves some until then."""
+    routers = run.loop.dispatcher.routers if run.loop.dispatcher is not None else []
+    looks = next((type(router).__name__ for router in routers if not router.static), None)
+    if why := why_whole(run, looked_at=True):
+        return why
+    if looks is not None and not any(chosen.stale for chosen in run.experiment.deployment.routings.values()):
+        return f"the router {looks} looks at how workers stand for each request (it has no stale)"
+    return _why_not_as_numbers(run)
+
+
+def _why_not_as_numbers(run: Built) -> str | None:
+    """Why replicas that may be looked at, as far as `why_whole` says, are not each numbers that others look at."""
+    router = run.loop.dispatcher.usual if run.loop.dispatcher is not None else None
+    found = [
+        (run.redraw is None, "requests are not those of the workload"),
+        (run.meter is not None, "devices have prices, and the router looks"),
+        (not run.recorder.wants_token_times, "nothing asks for the times of tokens"),
+        (len(run.experiment.deployment.routings) > 1, "there are several routers"),
+        (router is None or not comes_along(type(router)), "its router looks and does not come with ServeTwin"),
+    ]
+    return next((why for holds, why in found if holds), None)
+
+
 def side_by_side(run: Built) -> bool:
     """Serve the requests of *run* by replicas side by side, each as numbers, behind a router that looks
     (`servetwin.sim.fleets`); whether that could be done. If not, nothing of *run* has been touched."""
-    loop, routings = run.loop, run.experiment.deployment.routings
-    router = loop.dispatcher.usual if loop.dispatcher is not None else None
+    dispatcher = run.loop.dispatcher
     if (
-        run.redraw is None
-        or run.meter is not None
-        or not run.recorder.wants_token_times
-        or len(routings) > 1
-        or router is None
-        or router.static
-        or not comes_along(type(router))
-        or any(chosen.stale for chosen in routings.values())
+        dispatcher is None
+        or dispatcher.usual.static
+        or _why_not_as_numbers(run) is not None
         or why_whole(run, looked_at=True) is not None
     ):
         return False
+    return some_side_by_side(run, run.recorder.summary) is not None
+
+
+def some_side_by_side(
+    run: Built, summary: Summary, mine: Collection[int] | None = None, exchange: Exchange | None = None
+) -> list[dict[str, Any]] | None:
+    """Serve the requests of the replicas *mine* of *run* (None: of all) so, and count them in *summary*; *exchange*
+    tells how the others stand (`servetwin.sim.fleets.epochs`). Gives what went beyond what was measured; None if it
+    cannot be done: then nothing of *run* has been touched."""
     # Loaded where it is used: most runs have no routers.
+    from servetwin.sim.fleets.epochs import Epochs
     from servetwin.sim.fleets.fed_engine import Whole
     from servetwin.sim.fleets.side_by_side import SideBySide
 
-    (chosen,) = routings.values()
+    (chosen,) = run.experiment.deployment.routings.values()
     workers, executor = run.remake()
-    source, summary = run.redraw(), run.recorder.summary
+    source = run.redraw() if run.redraw is not None else None
     assert isinstance(source, TokenColumns)
+
+    def counts(worker: TokenWorker) -> TokenSummary:
+        return TokenSummary({worker.stage.name: cast("TokenDeadlines | None", worker.view.slo)})
+
     try:
-        each = SideBySide(
-            cast("list[TokenWorker]", workers),
-            executor,
-            router_registry.make(chosen.name, chosen.params),
-            run.experiment.seed,
-            source,
-            lambda worker: TokenSummary({worker.stage.name: cast("TokenDeadlines | None", worker.view.slo)}),
-        )
+        router = router_registry.make(chosen.name, chosen.params)
+        told = cast("list[TokenWorker]", workers), executor, router, run.experiment.seed, source, counts
+        each = Epochs(*told, stale=chosen.stale, mine=mine, exchange=exchange) if chosen.stale else SideBySide(*told)
         each.play(summary.outcomes)
     except (Whole, ServeTwinError):  # what is wrong is told where it happens in the ordinary course
-        return False
+        return None
     each.count(summary)
-    summary.held = executor.watch.told(summary.sizes)
-    return True
+    held = summary.held = executor.watch.told(summary.sizes)
+    return held
 
 
 class OneByOne:

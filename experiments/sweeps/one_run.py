@@ -1,53 +1,29 @@
 """One run on several cores, or on a cluster: each simulates some of its replicas.
 
 Each process draws all requests and keeps those of its replicas, so that nothing but an experiment is sent there, and
-what was counted comes back. Drawing takes some fifth of a run, which no number of processes makes less.
+what was counted comes back. Drawing takes some fifth of a run, which no number of processes makes less. Behind a
+router that looks every so many seconds processes tell each other at each look how their replicas stand (`looks`).
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 from servetwin.core import Recorder, ServeTwinError, Summary
 
 from ..assembly.build import Run, Watch, build, watched
-from ..assembly.inputs import Inputs, difference, inputs_of
+from ..assembly.inputs import difference, inputs_of
 from ..provenance.policy_code import as_loaded
 from ..spec.experiment import Experiment
-from ..splitting.apart import RECORDS, OneByOne, why_whole
+from ..splitting.apart import RECORDS, OneByOne, why_one_process, why_whole
 from . import cluster
-from .pool import pooled
+from .looks import with_looks
+from .pieces import Piece, in_processes, pieces_of
 
 __all__ = ["RECORDS", "run", "simulate"]
 
 #: Into so many pieces a run on a cluster is split, if nobody says.
 PIECES = 8
-
-
-class Piece(NamedTuple):
-    """What some replicas came to: what they counted, the seconds in which each device computed, and what went beyond
-    what was measured."""
-
-    number: int
-    summary: Summary
-    busy: dict[str, float]
-    held: list[dict[str, Any]]
-    inputs: Inputs  #: what it was made of there
-
-
-def pieces_of(replicas: int, many: int) -> list[range]:
-    """The places of so many *replicas* in *many* runs of neighbours, as even as can be; none is empty.
-
-    >>> pieces_of(5, 2)
-    [range(0, 2), range(2, 5)]
-    """
-    many = max(1, min(many, replicas))
-    edges = [replicas * n // many for n in range(many + 1)]
-    return [range(a, b) for a, b in pairwise(edges)]
 
 
 @as_loaded()
@@ -68,15 +44,26 @@ def run(
     """Run *experiment* in simulation on *jobs* processes (-1: one per core), or in so many pieces on the cluster of
     this context. *say* hears in a line why it runs whole, in this process, if it must."""
     built = build(experiment, watched(Recorder(), watch))
-    why = why_whole(built)
-    if why is not None:
-        if say is not None:
-            say(f"runs whole, on one core: {why}")
-        return built.play()
-    pieces = pieces_of(len(built.loop.workers), _pieces(jobs))
-    if len(pieces) == 1 and cluster.current() is None:
-        return built.play()
-    return _gathered(built, [(experiment, piece) for piece in pieces])
+    runner = cluster.current()
+    apart = why_whole(built) is None
+    why = None if apart else why_one_process(built)
+    if why is None and not apart and runner is not None:
+        why = "its router looks every so many seconds at all replicas, which a cluster cannot promise to run at once"
+    if why is None:
+        tasks = [(experiment, piece) for piece in pieces_of(len(built.loop.workers), _pieces(jobs))]
+        if len(tasks) == 1 and runner is None:
+            return built.play()
+        if runner is not None:
+            return _gathered(built, tasks, runner(simulate, tasks))
+        if apart:
+            return _gathered(built, tasks, in_processes(simulate, tasks))
+        pieces = with_looks(tasks)
+        if pieces is not None:
+            return _gathered(built, tasks, pieces)
+        why = "replicas do not go as numbers to the end (under vllm, vllm-v1 and sarathi they do, while memory lasts)"
+    if say is not None:
+        say(f"runs whole, on one core: {why}")
+    return built.play()
 
 
 def _pieces(jobs: int) -> int:
@@ -89,12 +76,12 @@ def _pieces(jobs: int) -> int:
     return int(cpu_count())
 
 
-def _gathered(built: Run, tasks: Sequence[tuple[Experiment, range]]) -> Summary:
-    """What *built* comes to, of which other processes simulate the *tasks*."""
+def _gathered(built: Run, tasks: Sequence[tuple[Experiment, range]], pieces: Iterable[Piece]) -> Summary:
+    """What *built* comes to, of which other processes simulate the *tasks*, and come to *pieces*."""
     summary, waiting, following = built.recorder.summary, dict[int, Piece](), 0
     busy: dict[str, float] = {}
-    runner, inputs = cluster.current(), inputs_of(tasks[0][0])
-    for piece in runner(simulate, tasks) if runner is not None else _in_processes(tasks):
+    inputs = inputs_of(tasks[0][0])
+    for piece in pieces:
         if differing := difference(inputs, piece.inputs):
             what = f"{', '.join(differing)}: not the same in this process and in those that run the replicas"
             raise ServeTwinError(f"{what} (right would be: the same files and versions; start them again)")
@@ -106,25 +93,3 @@ def _gathered(built: Run, tasks: Sequence[tuple[Experiment, range]]) -> Summary:
             busy |= done.busy
             following += 1
     return built.told(busy)
-
-
-def _in_processes(tasks: Sequence[tuple[Experiment, range]]) -> Iterator[Piece]:
-    from joblib import delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    here = (os.getcwd(), tuple(sys.path))
-    calls = (delayed(_simulate_elsewhere)(here, number, task) for number, task in enumerate(tasks))
-    try:
-        yield from pooled(len(tasks), calls, in_order=False)
-    except TerminatedWorkerError:
-        raise ServeTwinError("a worker process was killed, perhaps for want of memory") from None
-
-
-def _simulate_elsewhere(here: tuple[str, tuple[str, ...]], number: int, task: tuple[Experiment, range]) -> Piece:
-    """`simulate` in a process that may have been started in another folder: it finds files and modules where the
-    process that asks finds them, whose folder and ``sys.path`` *here* are."""
-    if os.getcwd() != here[0]:
-        os.chdir(here[0])
-    if tuple(sys.path) != here[1]:
-        sys.path[:] = here[1]
-    return simulate(number, task)

@@ -2,5 +2,6 @@
 
 A router is told of a replica what has happened there before the request that comes now, so each replica is let go on
 up to then and no further: `fed_engine` is a replica that requests are sent to one by one, `side_by_side` sends them.
-Begin with `side_by_side`.
+Where the router looks every so many seconds only, `epochs` does, also for some of the replicas in each of several
+processes. Begin with `side_by_side`.
 """

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servetwin.core import Outcome, Recorder, ServingLoop, Summary
 from servetwin.core.llm import TokenRequest
@@ -58,6 +58,17 @@ class SideBySide:
         self.loops: list[ServingLoop] = []
         self.engines: list[FedEngine] = []
         self.states: list[WorkerState] = []
+        self._seat(workers, executor, summary)
+        router.start(self.states, seed)
+        for worker, fed in zip(workers, self.engines, strict=True):
+            fed.weighs = self.weighs
+            fed.begin(worker.policy.decide(worker.shown, 0.0))
+
+    def _seat(
+        self, workers: Sequence[TokenWorker], executor: SimExecutor, summary: Callable[[TokenWorker], TokenSummary]
+    ) -> None:
+        """Make the engines, and what the router sees of them."""
+        source = self.source
         none = TokenColumns(source.module, (), (), (), (), slo=source.terms[""].slo, terms=source.terms)
         alike: dict[object, tuple[int, Alone]] = {}
         for place, worker in enumerate(workers):
@@ -72,10 +83,6 @@ class SideBySide:
             self.loops.append(loop)
             self.engines.append(fed)
             self.states.append(self._state(worker, fed, number))
-        router.start(self.states, seed)
-        for worker, fed in zip(workers, self.engines, strict=True):
-            fed.weighs = self.weighs
-            fed.begin(worker.policy.decide(worker.shown, 0.0))
 
     def _state(self, worker: TokenWorker, engine: FedEngine, number: int) -> WorkerState:
         """*worker* as the router sees it; *number* is that of the first that takes the same for the same."""
@@ -89,7 +96,12 @@ class SideBySide:
         def seconds(request: TokenRequest) -> float:
             return alone[request.tokens[module]]  # type: ignore[index]
 
-        return WorkerState(**shown(worker, engine, alone=seconds, watch=watch, alike=lambda: number))
+        told = {"alone": seconds, "watch": watch, "alike": lambda: number}
+        return WorkerState(**shown(worker, engine, **told, **self._seen_of(len(self.states))))
+
+    def _seen_of(self, place: int) -> dict[str, Callable[[], Any]]:
+        """What the router sees of the worker at that *place*, where that is not how it stands now."""
+        return {}
 
     def play(self, ended: Counter[Outcome]) -> None:
         """Send all requests, and let time pass until all have ended. Meanwhile *ended*, which is empty, says now and
@@ -98,6 +110,10 @@ class SideBySide:
             self._send(ended)
         finally:
             ended.clear()
+        self._finish()
+
+    def _finish(self) -> None:
+        """All requests have been sent."""
         for loop, engine in zip(self.loops, self.engines, strict=True):
             engine.finish()
             loop.look_over()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
+from servetwin.core import Batch, BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
 from servetwin.core.faults.faults import Faults
 from servetwin.core.faults.schedule import Event, OutOfMemory, Retry, Rules, drawn, in_order
 from servetwin.core.invariants.checker import InvariantChecker
@@ -43,9 +43,15 @@ class Served:
         self.executor.breaks = True
         self.faults = Faults(self.workers, iter(list(events)), rules or Rules(1.0, Retry(1)))
         self.told: dict[int, list[dict[str, Any]]] = {}
-        told = self.told
+        self.cut_off: list[tuple[float, float]] = []  # when batches that were cut off began and ended
+        told, cut_off = self.told, self.cut_off
 
         class Kept(Recorder):
+            def batch(self, batch: Batch) -> None:
+                super().batch(batch)
+                if batch.lost:
+                    cut_off.append((batch.start, batch.end))
+
             def ended(self, request: Request, now: float) -> None:
                 super().ended(request, now)
                 told[request.id] = [*self.attempts.get(request.id, ())]
@@ -153,7 +159,35 @@ def test_one_that_stands_still_for_too_long_is_taken_to_be_down() -> None:
     served = Served([Event(1.5, "pause", ("w0",), 9.0)], [0.0, 2.0], workers=1)
     assert served.ends() == [("met", 13.0, "w0"), ("met", 17.0, "w0")]
     (outage,) = served.faults.outages["w0"]
-    assert (outage.at, outage.until, outage.noticed, outage.lost_requests) == (2.5, 9.0, 2.5, 2)
+    assert (outage.at, outage.until, outage.noticed, outage.lost_requests) == (1.5, 9.0, 2.5, 2)
+    assert outage.lost_seconds == pytest.approx(0.5)  # of its second step; then it stood still
+    told = served.faults.summary(0.0, 17.0)
+    assert (told["mean_seconds_to_notice"], told["workers"]["w0"]["down_seconds"]) == (1.0, 7.5)
+    (line,) = served.faults.lines()
+    assert (line["kind"], line["at"], line["until"], line["noticed"]) == ("pause", 1.5, 9.0, 2.5)
+    assert served.cut_off == [(1.0, 1.5)]
+
+
+def test_what_befalls_a_worker_that_is_down_is_told_as_that() -> None:
+    """A failure lets it be back later; what is down cannot be paused, and a pause ends where its worker fails."""
+    events = [Event(1.0, "pause", ("w0",), 9.0), Event(1.5, "fail", ("w0",), 5.0)]
+    events += [Event(2.0, "fail", ("w0",), 6.0), Event(3.0, "pause", ("w0",), 7.0)]
+    served = Served(events, [0.0, 0.0], rules=Rules(1.0, Retry(2)))
+    told = [(x["kind"], x["at"], x["until"], x.get("while_down", False)) for x in served.faults.lines()]
+    assert told == [
+        ("pause", 1.0, 1.5, False),
+        ("fail", 1.5, 6.0, False),
+        ("fail", 2.0, 6.0, True),
+        ("pause", 3.0, 3.0, True),
+    ]
+    assert served.faults.summary(0.0, 8.0)["failures"] == 1
+
+
+def test_nobody_is_sent_again_to_workers_that_are_gone() -> None:
+    served = Served([Event(1.5, "fail", ("w0",))], [0.0, 0.0], workers=1, rules=Rules(3.0, Retry(2)))
+    assert [r.outcome.value for r in served.requests] == ["failed", "failed"]
+    counts = served.faults.counts
+    assert (counts.lost, counts.retried, counts.requests, counts.gave_up) == (2, 0, 0, 2)
 
 
 def test_a_pause_in_a_pause_ends_with_the_later_one() -> None:
@@ -164,7 +198,7 @@ def test_a_pause_in_a_pause_ends_with_the_later_one() -> None:
     served = Served([both[0], Event(1.75, "pause", ("w0",))], [0.0], workers=1)
     assert [r.outcome.value for r in served.requests] == ["failed"]
     (outage,) = served.faults.outages["w0"]
-    assert (outage.at, outage.noticed) == (2.5, 2.5)
+    assert (outage.at, outage.noticed) == (1.5, 2.5)
 
 
 def test_messages_are_late_or_lost() -> None:

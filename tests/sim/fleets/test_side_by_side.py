@@ -25,6 +25,7 @@ from servetwin.policies.routing.least_violating import LeastViolating
 from servetwin.policies.routing.power_of_two import PowerOfTwo
 from servetwin.sim import SimExecutor
 from servetwin.sim.fleets import side_by_side
+from servetwin.sim.fleets.epochs import Epochs
 from servetwin.sim.fleets.fed_engine import Whole
 from servetwin.sim.fleets.side_by_side import SideBySide
 from servetwin.sim.llm import columns
@@ -54,7 +55,18 @@ Sent = Sequence[tuple[float, int, int]]
 class Fleet:
     """So many replicas, and how they came to choose."""
 
-    def __init__(self, many: int, policy: str, router: str, steps: Linear, seed: int | None, gap: float, **limits):
+    def __init__(
+        self,
+        many: int,
+        policy: str,
+        router: str,
+        steps: Linear,
+        seed: int | None,
+        gap: float,
+        stale: float = 0.0,
+        **limits,
+    ):
+        self.stale = stale
         limits = {"max_batched_tokens": 100, "blocks": 200, "block_size": 4} | limits
         views = [view_of(steps, EngineLimits(**limits), PROMISES["deadlines"]) for _ in range(many)]
         for number, view in enumerate(views):
@@ -86,7 +98,8 @@ class Fleet:
         return TokenColumns("llm", at, prompts, [30] * len(at), outputs)
 
     def numbers(self, sent: Sent) -> TokenSummary:
-        each = SideBySide(self.workers, self.executor, self.router, 3, self.source(sent), self.summary)
+        told = self.workers, self.executor, self.router, 3, self.source(sent), self.summary
+        each = Epochs(*told, stale=self.stale) if self.stale else SideBySide(*told)
         each.play(Counter())
         found = self.summary(self.workers[0])
         each.count(found)
@@ -95,7 +108,7 @@ class Fleet:
     def calendar(self, sent: Sent) -> TokenSummary:
         log = Recorder()
         log.summary, log.wants_token_times = self.summary(self.workers[0]), True
-        dispatcher = Dispatcher(self.workers, self.router, seed=3)
+        dispatcher = Dispatcher(self.workers, self.router, stale={self.router: self.stale}, seed=3)
         loop = ServingLoop([self.workers[0].stage], self.workers, self.executor, log, router=dispatcher)
         columns.play(loop, self.executor, self.source(sent), columns=False)
         loop.check_ended()
@@ -119,6 +132,7 @@ world = {
     "many": st.integers(2, 4),
     "policy": st.sampled_from([*POLICIES]),
     "router": st.sampled_from([*ROUTERS]),
+    "stale": st.sampled_from([0.0, 0.0, 0.01, 0.125, 0.25, 0.5, 1.0, 2.5]),
 }
 tokens = st.tuples(st.integers(1, 40), st.integers(1, 12))
 
