@@ -307,8 +307,8 @@ def judge(mutant: Mutant, tests: list[str], took: Mapping[str, float]) -> tuple[
         limit = HANGS + 10.0 * math.fsum(took.get(test, 0.0) for test in some)
         code, failed = _run(mutant, some, limit)
         if code:
-            if failed:
-                passes(failed)
+            if failed:  # told from where pytest thinks that it is
+                passes(next(test for test in some if PurePosixPath(test).name == PurePosixPath(failed).name))
             return "killed", failed
     return "survived", ""
 
