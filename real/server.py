@@ -167,6 +167,8 @@ class Report:
     #: for how long the serving thread was busy with it.
     hand_overs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     restarts: dict[str, list[float]] = field(default_factory=dict)  #: seconds that each took, by worker
+    #: By profile, all time of iterations over that by the profile; set by who knows the profiles.
+    over_profile: dict[str, float] = field(default_factory=dict)
     moves: int | None = None  #: of the serving thread, to less disturbed cores, where it looks for them
 
     def as_dict(self) -> dict[str, Any]:
@@ -176,6 +178,8 @@ class Report:
             "gap_ms": self.gap_ms,
             "iteration_ms": self.iteration_ms,
         }
+        if self.over_profile:
+            found["over_profile"] = self.over_profile
         if self.moves is not None:
             found["moves"] = self.moves
         if self.hand_overs:
@@ -413,6 +417,7 @@ def report(log: Log, lateness: Sequence[float]) -> Report:
     iteration = {
         worker: {
             f"{n} of {shape}" if shape else str(n): {
+                "mean": statistics.fmean(d),
                 "median": statistics.median(d),
                 "p99": float(np.percentile(d, 99)),
                 "samples": len(d),

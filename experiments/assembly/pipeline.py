@@ -75,6 +75,17 @@ def told_similar(worker: Worker, experiment: Experiment) -> Worker:
     return worker
 
 
+def stale_unused(experiment: Experiment) -> list[str]:
+    """A line for each router of *experiment* for which ``stale`` is given though it never looks at how workers
+    stand."""
+    said = []
+    for path, spec in experiment.deployment.routings.items():
+        if spec.stale and router_registry.make(spec.name, spec.params).static:
+            where = ".".join(("deployment", *path))
+            said.append(f"{where}: stale changes nothing, as {spec.name} never looks at how workers stand")
+    return said
+
+
 def wiring(
     experiment: Experiment,
     stages: Sequence[Stage],

@@ -37,6 +37,7 @@ from ..spec import loading
 from ..spec.experiment import Experiment
 from ..workload.requests import read_trace, requests
 from ..workload.sessions import sessions
+from .over_profile import over_profile
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
@@ -157,6 +158,7 @@ class Backend:
             )
             if wiring["fleet"] is not None:
                 build.tell_fleet(wiring["fleet"], recorder)
+        report.over_profile = over_profile(workers, report.iteration_ms, plan.profiles, plan.shapes)
         if folder is not None:
             write_report(folder, report)
         return report

@@ -189,6 +189,7 @@ def _tell(
     *by_window*: the seconds of windows to tell it by, and an objective; *by_host*: what it comes to on other hosts.
     """
     from ..assembly import build
+    from ..assembly.pipeline import stale_unused
 
     if chosen.deployment.prices is not None and "cost" not in served.summary:  # a real run: who computed is not told
         from ..assembly.costs import costs
@@ -213,6 +214,8 @@ def _tell(
         run_output.show_windows(told)
     if by_host:
         run_output.show_hosts(by_host)
+    for line in stale_unused(chosen):
+        say(line)
     if served.real is not None:
         run_output.show_real(served.real)
     else:

@@ -381,9 +381,13 @@ def show_windows(found: Windows) -> None:
 
 def show_real(real: dict[str, Any]) -> None:
     """How punctual the client of a real run was, and what lay between iterations."""
+    from ...backends import over_profile
+
     for what, key in (("client late by", "lateness_ms"), ("between iterations", "gap_ms")):
         if spread := real[key]:
             say(f"{what} {spread['median']:.3f} ms in the median, p99 {spread['p99']:.3f} ms")
+    for line in over_profile.lines(real):
+        say(line)
     for worker, seconds in real.get("restarts", {}).items():
         took = ", ".join(f"{one:.2f}" for one in seconds[:4])
         more = ", ..." if len(seconds) > 4 else ""
