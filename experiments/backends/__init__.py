@@ -6,6 +6,7 @@
 `pipeline`          language models and tools, each engine in a process of its own
 `serve`             one experiment by the backend that is asked for
 `grid`              a sweep, a run folder per point
+`over_profile`      how much longer iterations took than the profile says
 `profile`           ``servetwin profile``; `profile_llm` for language models, `profile_server`
                     for what a server takes before its engine
 ==================  ==============================================================

@@ -35,6 +35,7 @@ RUN_ELSEWHERE = {
     ("docs/tutorials/validate-on-your-gpu.md", "servetwin trace"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin run two.yaml"): "tests/real/diffusion/test_devices.py",
+    ("docs/guides/faults.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/faults.md", "servetwin run killed.yaml"): "tests/real/diffusion/test_faults.py",
     ("docs/guides/diffusion-models.md", "servetwin profile digits.py"): "tests/real/diffusion/test_own_model.py",
     ("docs/guides/diffusion-models.md", "servetwin profile tiny-sdxl"): "tests/real/diffusion/test_refiner.py",
