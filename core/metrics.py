@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from .arithmetic.samples import Distribution, Samples, Shelf
@@ -19,6 +20,22 @@ class Tally(Counter[T]):
 
     __setitem__ = dict.__setitem__
     __delitem__ = dict.__delitem__  # type: ignore[assignment]
+
+
+#: In a reason: the device of a replica's worker (as in ``llm@gpu0.2``), and numbers.
+_REPLICA, _NUMBER = re.compile(r"@[\w.#]*[\w#]"), re.compile(r"\b\d+(\.\d+)?\b")
+
+
+def _commonest(failures: Mapping[str, int]) -> dict[str, Any]:
+    """For which reason most requests failed, and how many: of those in *failures*, where which replica it was makes
+    none of its own, nor do numbers. Equals are told by name, for replicas are merged in any order."""
+    kinds: dict[str, Counter[str]] = {}
+    for said, many in failures.items():
+        reason = _REPLICA.sub("", said)
+        kinds.setdefault(_NUMBER.sub("", reason), Counter())[reason] += many
+    kind = min(kinds.values(), key=lambda found: (-found.total(), min(found)))
+    reason, _ = min(kind.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {"reason": reason if len(kind) == 1 else f"{reason} (or other numbers)", "requests": kind.total()}
 
 
 class Summary:
@@ -149,9 +166,8 @@ class Summary:
         out.update({o.value: self.outcomes[o] for o in Outcome})
         if self.cut_off:
             out["cut_off"] = self.cut_off
-        if self.failures:  # the first by name of those that are as common: replicas are merged in any order
-            reason, many = min(self.failures.items(), key=lambda pair: (-pair[1], pair[0]))
-            out["failed_most"] = {"reason": reason, "requests": many}
+        if self.failures:
+            out["failed_most"] = _commonest(self.failures)
         out["finished"] = self.finished
         out["attainment"] = self.attainment if self.requests else None
         out["duration"] = duration

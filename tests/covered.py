@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,8 @@ def _digest(files: Iterable[Path]) -> str:
 
 def record(folders: Iterable[str] = TESTS) -> None:
     """Run each file of tests in *folders* that was not run before with what there is now."""
+    # Shells let what they start in the background ignore Ctrl-C; the tests of it need what processes have else.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     KEPT.mkdir(parents=True, exist_ok=True)
     code = _digest(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
     settings = KEPT / "settings.ini"

@@ -136,10 +136,11 @@ def _on(device: str, workers: Sequence[Worker], where: str) -> list[str]:
 
 def _known(name: str, names: Sequence[str], where: str, what: str) -> None:
     if name not in names:
-        if len(names) > MANY:
-            right = f"{suggest(name, names)}; {len(names)} {what}s may fail: {', '.join(names[:MANY])}, ..."
-        else:
-            right = f"one of {', '.join(names)}" if names else "only engines, and workers with batches, may"
+        listed = ", ".join(names[:MANY]) or "only engines, and workers with batches, may"
+        right = f"{suggest(name, names)}, say, of {listed}, ..." if len(names) > MANY else listed
+        first, _, number = name.rpartition(".")
+        if first in names and number.isdigit():
+            right += f"; {name} is there with {number} replicas"
         raise BadInput(f"no {what} that may fail is called {name!r}", where=where, right=right)
 
 

@@ -47,6 +47,9 @@ LEVEL = 0.95
 
 Names = Annotated[list[str], Field(min_length=1)]
 
+#: A router by its name, or all that ``deployment.router`` may say.
+Router = str | dict[str, Any]
+
 
 class Offer(Price):
     """A device that can be had: its *profile*, and what it costs. With a profile for each of several degrees of
@@ -74,7 +77,7 @@ class PlanFile(Strict):
     target: Annotated[float, Field(gt=0, lt=100)]
     fleets: Annotated[list[Kind], Field(min_length=1)]
     policies: Names | None = None
-    routers: Names | None = None
+    routers: Annotated[list[Router], Field(min_length=1)] | None = None
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
 
     @property
@@ -178,11 +181,22 @@ def read(path: Path) -> PlanFile:
         if kind.counts[0] > kind.counts[1]:
             what = f"{kind.counts[0]} is above {kind.counts[1]}"
             raise BadInput(what, where=f"{where}.counts", right="[least, most]")
-    for key, names in (("policies", found.policies or []), ("routers", found.routers or [])):
+    tried: dict[str, Sequence[Router]] = {"policies": found.policies or [], "routers": found.routers or []}
+    for key, names in tried.items():
         for place, name in enumerate(names):
             if name in names[:place]:
-                raise BadInput(f"{name!r} is named twice", where=f"{path}: {key}.{place}", right="each of them once")
+                what = f"{called(name)!r} is named twice"
+                raise BadInput(what, where=f"{path}: {key}.{place}", right="each of them once")
     return found
+
+
+def called(router: Router) -> str:
+    """What a *router* is called in a plan's answer: by its name, and what is said of it beside."""
+    if isinstance(router, str):
+        return router
+    beside = {**{k: v for k, v in router.items() if k not in ("name", "params")}, **(router.get("params") or {})}
+    told = ", ".join(f"{key} {value}" for key, value in beside.items())
+    return f"{router.get('name')}{f' ({told})' if told else ''}"
 
 
 def plan(path: Path, run: Runner, *, every: bool = False, asked: PlanFile | None = None) -> Plan:
@@ -274,7 +288,7 @@ def _by_degree(kind: Kind, where: str) -> Iterator[tuple[dict[str, int], Kind]]:
                 devices[name] = offer
                 continue
             power = offer.power and Power(busy=degree * offer.power.busy, idle=degree * offer.power.idle)
-            source = offer.source if degree == 1 else f"{offer.source} (times {degree} GPUs)"
+            source = offer.source if degree == 1 else f"{offer.source} (${offer.per_hour:g} x {degree} GPUs)"
             told = {"profile": offer.profile[degree], "per_hour": degree * offer.per_hour, "source": source}
             devices[name] = offer.model_copy(update={**told, "power": power})
         yield (
@@ -296,12 +310,12 @@ def _cases_of(
     prices = {name: offer.model_dump(exclude={"profile"}) for name, offer in kind.devices.items()}
     profiles = {name: _anchored(str(offer.profile), path.parent) for name, offer in kind.devices.items()}
     for policy in asked.policies or [usual.policy.name]:
-        for router in asked.routers or [""]:
+        for at, router in enumerate(asked.routers or [""]):
             said: list[tuple[str, Any]] = [*asked.set.items()]
             said += [(f"deployment.devices.{name}", profile) for name, profile in profiles.items()]
             said += [(ByOption("deployment.prices", f"{where}.devices"), prices)]
             said += [("policy", policy)] if asked.policies else []
-            said += [("deployment.router", router)] if router else []
+            said += [(ByOption("deployment.router", f"{path}: routers.{at}"), router)] if router else []
             said += [(ByOption(key, f"{where}.set.{key}"), value) for key, value in kind.set.items()]
 
             def make(count: int, said: Sequence[tuple[str, Any]] = tuple(said)) -> Experiment:
@@ -310,7 +324,7 @@ def _cases_of(
             least = make(kind.counts[0])
             _check_degrees(least, degrees, where)
             _check_case(least, usual, policy, where)
-            yield _Case(kind, policy, router, make)
+            yield _Case(kind, policy, called(router), make)
 
 
 def _check_degrees(experiment: Experiment, degrees: Mapping[str, int], where: str) -> None:

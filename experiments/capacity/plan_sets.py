@@ -8,7 +8,7 @@ from typing import Any
 
 from servetwin.core import BadInput
 
-from ..spec.loading import SHORT
+from ..spec.overrides import full_key
 
 _LOAD = ("all fleets are sent the same requests under the same SLO", "set of the plan, which is for all fleets")
 _POLICY = ("all fleets run under the same policies", "policies of the plan, or policy.params for this fleet")
@@ -49,7 +49,7 @@ def check_sets(
 
 def _check(own: Mapping[str, Any], refused: Mapping[str, tuple[str, str]], where: str) -> None:
     for key, value in own.items():
-        full = key if isinstance(value, dict) else SHORT.get(key, key)
+        full = full_key(key, value)
         for inner in _inner(value):
             parts = [*full.split("."), *inner]
             for pattern, (what, right) in refused.items():

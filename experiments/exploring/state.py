@@ -15,8 +15,8 @@ from servetwin.core import BadInput
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..spec.keys.field_types import NotNegative, Strict
-from ..spec.loading import SHORT, load
-from ..spec.overrides import Override
+from ..spec.loading import load
+from ..spec.overrides import Override, full_key
 from .controls import Offer
 
 #: Keys that `servetwin run` has an option for.
@@ -107,7 +107,7 @@ def _by_key(base: Iterable[Override]) -> dict[str, Any]:
     """The overrides *base* by their keys in full; what is said of the policy is taken apart."""
     found: dict[str, Any] = {}
     for path, value in base:
-        key = str(path) if isinstance(value, dict) else SHORT.get(path, str(path))
+        key = full_key(str(path), value)
         parts = {key: value}
         for whole in ("policy", "policy.params"):
             own = parts.pop(whole, None)

@@ -18,7 +18,7 @@ from servetwin.core import BadInput
 
 from ..registry.catalog import suggest
 from ..reporting.sweep_columns import LINE, name_lines, number_in, varied_columns
-from ..spec.loading import SHORT
+from ..spec.overrides import SHORT
 from ..sweeps.point import Row
 from ..validation.comparison.compare_grids import read_rows
 from . import measured_points

@@ -45,7 +45,7 @@ from .experiment import (
 from .keys import autoscaler, routing
 from .keys.field_types import Strict
 from .llm import EngineSpec, Prediction, PrefixDraw, TokenDraw, TokenSLOSpec
-from .overrides import ByOption, Override, in_order, said, takes
+from .overrides import ByOption, Override, full_key, in_order, said, takes
 from .sessions import WAITS, SecondsDraw, TurnsDraw
 from .shapes import ShapeDraw
 from .validation import check
@@ -53,21 +53,6 @@ from .variants import NAMES_OF_DEPLOYMENT, Chosen, Given, Key, Layer, Tree, chec
 
 if TYPE_CHECKING:
     from servetwin.profiles import Profile
-
-#: Short names for the keys that are varied most.
-SHORT = {
-    "rate": "workload.arrivals.rate",
-    "cv": "workload.arrivals.cv",
-    "slo": "slo.factor",
-    "slo_factor": "slo.factor",
-    "prefill_slo": "slo.prefill",
-    "decode_slo": "slo.decode",
-    "requests": "workload.requests",
-    "policy": "policy.name",
-    "step_delta": "policy.params.step_delta",
-    "replicas": "deployment.replicas",
-    "router": "deployment.router",
-}
 
 #: What the name of a deployment ends with if overrides have made another of it.
 CHANGED = ", changed"
@@ -309,8 +294,7 @@ def _leaves(key: Key, value: Any) -> Iterator[Key]:
 
 
 def _split(path: str, value: Any) -> Key:
-    full = path if isinstance(value, dict) else SHORT.get(path, path)
-    return tuple(int(p) if p.isdigit() else p for p in full.split("."))
+    return tuple(int(p) if p.isdigit() else p for p in full_key(path, value).split("."))
 
 
 def _given(path: str, value: Any) -> Given:

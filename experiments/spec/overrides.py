@@ -7,6 +7,24 @@ from typing import Any
 
 Override = tuple[str, Any]
 
+#: Short names for the keys that are varied most.
+SHORT = {
+    "rate": "workload.arrivals.rate",
+    "cv": "workload.arrivals.cv",
+    "slo": "slo.factor",
+    "slo_factor": "slo.factor",
+    "prefill_slo": "slo.prefill",
+    "decode_slo": "slo.decode",
+    "requests": "workload.requests",
+    "policy": "policy.name",
+    "step_delta": "policy.params.step_delta",
+    "replicas": "deployment.replicas",
+    "router": "deployment.router",
+}
+
+#: Of these, what is a key of its own as well, whose mapping stands there.
+_WHOLE = ("policy", "slo")
+
 #: What is chosen by name and has parameters of its own, beside policies.
 CHOSEN = (("deployment", "autoscaler"), ("deployment", "router"), ("deployment", "handover", "router"))
 
@@ -21,6 +39,12 @@ class ByOption(str):
         found = super().__new__(cls, key)
         found.option = option or f"--{key}"
         return found
+
+
+def full_key(key: str, value: Any) -> str:
+    """*key* in full, which may be short, where it is set to *value*: a policy by name is ``policy.name``, a mapping
+    of all its keys is ``policy``."""
+    return key if isinstance(value, dict) and key in _WHOLE else SHORT.get(key, key)
 
 
 def said(key: str) -> str:

@@ -39,8 +39,8 @@ from ..registry.catalog import FIGURES, figure_names, suggest
 from ..spec import yaml_io
 from ..spec.experiment import Experiment
 from ..spec.keys.field_types import Strict
-from ..spec.loading import SHORT, layers, load, load_profiles, locate
-from ..spec.overrides import ByOption
+from ..spec.loading import layers, load, load_profiles, locate
+from ..spec.overrides import SHORT, ByOption
 from ..spec.variants import Layer
 from ..workload.seed_effect import along_seeds, check_seed_axis, check_seeds_once
 from . import tables

@@ -6,5 +6,6 @@ Begin with `write`.
 | `devices`    | the devices that are known by name (``devices.yaml``) |
 | `imported`   | what a format gives: times of steps, where they come from, what they are known to be off by |
 | `grids`      | times of steps at places, as the tables of a profile |
+| `plausible`  | whether a time can be that of a step of that model on that device |
 | `write`      | `import_profile`, from a format's name and a source to the content of a profile file |
 """

@@ -159,8 +159,8 @@ def test_a_kind_with_degrees_of_tensor_parallelism_is_one_of_each(folder: Path) 
     assert len({row["attainment"] for row in told}) > 1  # more GPUs a replica are quicker
     assert [(price["fleet"], price["per_hour"], price["source"]) for price in found.prices] == [
         ("H100 TP1", 3.0, "a list of May"),
-        ("H100 TP2", 6.0, "a list of May (times 2 GPUs)"),
-        ("H100 TP4", 12.0, "a list of May (times 4 GPUs)"),
+        ("H100 TP2", 6.0, "a list of May ($3 x 2 GPUs)"),
+        ("H100 TP4", 12.0, "a list of May ($3 x 4 GPUs)"),
     ]
 
 
@@ -250,6 +250,21 @@ def test_one_server_is_the_m_d_1_queue(folder: Path) -> None:
     slow = {"name": "slow", "counts": [1, 1], "devices": {"gpu0": SLOW}}
     found = plans.plan(write(folder, set=said, routers=["central"], fleets=[slow], seeds=4), run)
     assert found.fleets[0].attainment.mean == pytest.approx(share, abs=0.012)
+
+
+def test_routers_of_one_name_are_told_apart_by_what_they_take(folder: Path) -> None:
+    """Two that look rarely and one that looks always: each serves as an experiment with that router does."""
+    routers = ["jsq", {"name": "jsq", "stale": 0.5}, {"name": "power_of_two", "params": {"choices": 3}}]
+    found = plans.plan(write(folder, routers=routers, fleets=[PLAN["fleets"][0]]), run, every=True)
+    by_label = {fleet.label: fleet for fleet in found.fleets}
+    for router, told in zip(routers, ("jsq", "jsq (stale 0.5)", "power_of_two (choices 3)"), strict=True):
+        own = plans.load(folder / "one.yaml", [*PLAN["set"].items(), ("deployment.router", router), ("replicas", 4)])
+        rows = [run_point(own.model_copy(update={"seed": seed})) for seed in (0, 1)]
+        assert [row["met"] for row in by_label[f"4 x slow, {own.policy.name}, {told}"].point.rows] == [
+            row["met"] for row in rows
+        ]
+    with pytest.raises(BadInput, match=r"routers.1: 'jsq' is named twice"):
+        plans.read(write(folder, routers=["jsq", "jsq"]))
 
 
 def test_where_no_fleet_holds_it_says_so_and_what_may(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,15 @@ def test_outcomes_of_a_small_run() -> None:
     run = one_stage(FCFS(), requests, loop=False, limit=1)
     assert run.outcomes() == ["met", "late", "met"]
     assert run.stamps("m") == [(0.0, 0.0, 1.0), (0.0, 1.0, 2.0), (0.0, 2.0, 3.0)]
+
+
+def test_one_reason_at_several_replicas_is_one_reason() -> None:
+    """And so is one with other numbers: who reads it wants to know why, not where."""
+    summary = Summary()
+    summary.failures.update({"llm@gpu0.3 failed": 6, "llm@gpu0.2 failed": 5, "llm failed": 4, "a script said no": 9})
+    told = summary.as_dict()["failed_most"]
+    assert told == {"reason": "llm failed", "requests": 15}
+    long = {f"its prompt of {n} tokens does not fit into llm@gpu0#2": 1 for n in (900, 901, 902, 903)}
+    summary.failures = Counter({"llm failed": 3, **long})
+    told = summary.as_dict()["failed_most"]
+    assert told == {"reason": "its prompt of 900 tokens does not fit into llm (or other numbers)", "requests": 4}

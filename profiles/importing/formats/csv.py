@@ -21,6 +21,7 @@ from ...llm.hf_config import shape_of
 from ..devices import device
 from ..grids import tables
 from ..imported import Imported, Places
+from ..plausible import at_peak, check_time
 from ..settings import Option, Settings
 
 OPTIONS: Mapping[str, Option[Any]] = {}
@@ -42,6 +43,10 @@ def read(source: str, settings: Settings) -> Imported:
         raise BadInput("a table of times does not say it", where=missing, right="the model, and the device, by name")
     name, shape = shape_of(settings.model)
     known = device(settings.device)
+    for place, seconds in steps.times.items():
+        tokens, _, _, batch, each = place
+        sizes = {"tokens": tokens, "batch": batch, "per_sequence": each}
+        check_time(seconds, at_peak(shape, known, settings.tensor_parallel_size, **sizes), steps.where[place])
     return Imported(
         model=tables(steps, steps.places(), statistic="median of the rows", file=Path(source).name),
         kind="imported",
@@ -64,8 +69,10 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path = path
         samples: dict[Place, list[float]] = {}
+        self.where: dict[Place, str] = {}  # the first row of each place
         for where, place, seconds in _rows(path):
             samples.setdefault(place, []).append(seconds)
+            self.where.setdefault(place, where)
             self._check(place, where)
         self.times = {place: median(found) for place, found in samples.items()}
 

@@ -8,6 +8,7 @@ import importlib
 import pytest
 from harness import Script, WorkerSetup, simulate
 from servetwin.core import BadInput, Decision, Edge, Module, Pipeline, Request
+from servetwin.core.errors import PolicyFault
 from servetwin.core.serving.budget import Alone, Budget, equal, fixed, proportional
 from servetwin.core.serving.pool import Pool
 from servetwin.policies.diffusion.edf import EDF
@@ -118,6 +119,19 @@ def test_the_policy_of_a_pool_hears_of_each_call_that_is_over() -> None:
     one_by_one.pools = True
     tool(2, [Request(i, 0.0, 9.0, {}) for i in range(3)], policy=one_by_one, values=[1.0, 3.0, 1.0])
     assert one_by_one.told("ended") == [([0], 1.0), ([2], 2.0), ([1], 3.0)]
+
+
+@pytest.mark.parametrize(("what", "value"), [("iterations", 7), ("started", 0.5), ("deadline", 99.0)])
+def test_the_policy_of_a_pool_writes_to_no_call_that_runs(what: str, value: float) -> None:
+    def write(view, now):
+        for task in view.running:
+            setattr(task, what, value)
+        return Decision(list(view.waiting)[:1])
+
+    writes = Script(write)
+    writes.pools = True
+    with pytest.raises(PolicyFault, match=f"{what} of task 0"):
+        tool(2, [Request(0, 0.0, 9.0, {}), Request(1, 0.25, 9.0, {})], policy=writes)
 
 
 def test_a_batching_policy_serves_no_pool_and_a_pool_no_loop() -> None:

@@ -72,6 +72,17 @@ def test_a_request_passes_its_stages() -> None:
     s.recorder.finish()
 
 
+def test_batches_are_numbered_in_the_order_in_which_they_are_decided() -> None:
+    """From 1 on, those of all workers together."""
+    s = dit()
+    seen = []
+    s.arrive(1, steps=2)
+    for worker, end in (("dit", 1.0), ("dit", 2.0), ("vae", 3.0)):
+        seen.append(s.hand.in_flight[worker][0].id)
+        s.hand.end(worker, end)
+    assert seen == [1, 2, 3]
+
+
 @pytest.mark.parametrize(("end", "outcome"), [(4.9, "met"), (5.0, "met"), (5.1, "late")])
 def test_met_means_finished_by_the_deadline(end: float, outcome: str) -> None:
     s = dit()

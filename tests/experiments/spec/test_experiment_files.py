@@ -265,3 +265,16 @@ def test_the_wrong_line_is_named_in_the_file_that_holds_it(toy: Path):
     line = next(i for i, text in enumerate(toy.read_text().splitlines(), 1) if "factor: 0" in text)
     with pytest.raises(BadInput, match=rf"toy.yaml:{line}: slo.factor"):
         load(child)
+
+
+def test_a_router_by_its_short_name_may_be_a_mapping():
+    """As `deployment.router` may; `policy` and `slo` are keys of their own, whose mappings stand there."""
+    stale = {"name": "jsq", "stale": 2}
+    short, full = (
+        load("opt-13b-a6000", [("policy", "vllm-v1"), (key, stale)]) for key in ("router", "deployment.router")
+    )
+    assert short == full
+    assert short.deployment.router.stale == 2.0
+    own = {"prefill": None, "decode": None, "limits": {"ttft_ms": 9}}
+    named = load("opt-13b-a6000", [("policy", {"name": "vllm-v1"}), ("slo", own)])
+    assert (named.policy.name, named.slo.limits.ttft_ms) == ("vllm-v1", 9)

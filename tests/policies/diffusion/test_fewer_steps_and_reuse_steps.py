@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from servetwin.core import BadInput, Batch, Decision, Module, Pipeline, Policy, Request
+from servetwin.core import BadInput, Batch, Decision, Module, Pipeline, Policy, Request, WorkerView
 from servetwin.core.pipeline import StepActions
 from servetwin.core.request import ActingTask
 from servetwin.core.testing import Job, Played, play
@@ -96,6 +96,13 @@ def test_no_more_is_skipped_than_may_be() -> None:
     stage = Pipeline([Module("model", loop=True, actions=ACTIONS)], []).stages([["model"]])[0]
     plan = policy.plan(ActingTask(Request(0, 0.0, 9.0, {"model": 12}), stage, 0.0))
     assert plan == (False, *[True] * 6, *[False] * 5)
+
+
+def test_where_nothing_is_said_of_actions_no_step_is_skipped() -> None:
+    policy = ReuseSteps(threshold=100.0)
+    stage = Pipeline([Module("model", loop=True)], []).stages([["model"]])[0]
+    policy.start(WorkerView(stage, lambda module, batch: 1.0, limit=4))
+    assert policy.plan(ActingTask(Request(0, 0.0, 9.0, {"model": 12}), stage, 0.0)) == (False,) * 12
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from servetwin.core import BadInput
 from servetwin.core.llm import TokenPolicy
-from servetwin.core.testing import FakeEngine
+from servetwin.core.testing import FakeEngine, Prompt
 from servetwin.policies.llm.sjf import SJF
 from servetwin.policies.llm.srpt_llm import SRPTLLM
 
@@ -99,6 +99,18 @@ def test_what_no_step_can_hold_is_dropped() -> None:
         arrive(engine, 100, predicted=2)
         assert steps(engine, 1)[0][0] == [1]
         assert engine.dropped == [0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prefilled", "preempted"), [(120, [1, 2], [0]), (119, [1], []), (100, [1], [])], ids=str
+)
+def test_nobody_loses_its_memory_for_one_whose_prompt_the_step_has_no_tokens_for(
+    tokens: int, prefilled: list[int], preempted: list[int]
+) -> None:
+    """Two short ones of 60 tokens before a long one that runs: the second needs its memory, and 120 tokens a step."""
+    long, short = Prompt(100, generated=3, predicted=200), [Prompt(60, predicted=5), Prompt(60, predicted=6)]
+    engine = FakeEngine(SRPTLLM(), running=[long], waiting=short, blocks=13, max_batched_tokens=tokens, watermark=0.0)
+    assert steps(engine, 1) == [(prefilled, [] if preempted else [0], preempted)]
 
 
 def mean_latency(policy: str, **predict: object) -> float:

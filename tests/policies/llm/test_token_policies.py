@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from servetwin.core import BadInput
 from servetwin.core.llm import EngineLimits, TokenView
+from servetwin.core.testing import FakeEngine, Prompt
 from servetwin.policies.llm.edf_llm import EDFLLM
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
@@ -152,6 +153,16 @@ def test_a_prompt_is_begun_only_with_memory_for_all_of_it():
     engine.runs(80, computed=64)  # 4 blocks now, 1 to come
     engine.waits(80)
     assert engine.says()[0] == [(0, 16), (1, 16)]
+
+
+@pytest.mark.parametrize(("blocks", "admitted"), [(8, []), (11, [(1, 10)]), (10, [])])
+def test_what_a_begun_prompt_has_still_to_come_is_taken_for_nobody_else(blocks: int, admitted: list) -> None:
+    """It has 2 blocks and takes 5 more; of what is left then the newcomer needs 4, though its first chunk needs 1."""
+    begun, newcomer = Prompt(100, computed=32), 64
+    engine = FakeEngine(Sarathi(chunk=78), running=[begun], waiting=[newcomer], blocks=blocks, watermark=0.0)
+    step = engine.decide(now=0.0)
+    assert step is not None
+    assert step.prefill == [(0, 68), *admitted]
 
 
 def test_a_chunk_has_a_token_at_least():

@@ -55,6 +55,31 @@ def test_prefill_and_decode_are_enough(imported, table):
     assert times.mixed(128, 128.0**2, 0.0, 1, 16) > times.prefill(128)
 
 
+@pytest.mark.parametrize(
+    ("of", "times", "told"),
+    [
+        ({}, 1e3, r"times.csv:2: a step of 10.01 s, which takes 0.00448 s at the peak .*seconds, not ms or us"),
+        ({}, 1e6, "not ms or us"),
+        ({}, 1e-3, "a step of 1.001e-05 s, .*the device, model and --tensor-parallel-size"),
+        ({"device": "l4"}, 0.5, "the device, model and"),
+        ({"model": "llama-3.1-70b", "tensor_parallel_size": 2}, 0.5, "the device, model and"),
+    ],
+)
+def test_times_that_no_step_can_take_are_refused(imported, table, of, times, told):
+    """By another unit, device, model or number of devices. What is three times as quick or slow may be."""
+    lines = [row.rpartition(",") for row in rows()]
+    table.write_text("\n".join([HEADER, *(f"{cells},{float(seconds) * times!r}" for cells, _, seconds in lines)]))
+    with pytest.raises(BadInput, match=told):
+        imported("csv", table, **{**SETTINGS, **of})
+
+
+def test_quick_and_slow_steps_may_be(imported, table):
+    lines = [row.rpartition(",") for row in rows()]
+    for times in (0.33, 3.0):
+        table.write_text("\n".join([HEADER, *(f"{cells},{float(seconds) * times!r}" for cells, _, seconds in lines)]))
+        assert imported("csv", table, **SETTINGS).tokens("measured").prefill(1024) == pytest.approx(0.02024 * times)
+
+
 WRONG = {
     "kind,tokens": ":1: the first line says kind,tokens",
     f"{HEADER}\nprefill,1": ":2: 2 values",

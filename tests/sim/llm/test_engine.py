@@ -62,6 +62,21 @@ def test_a_swapped_request_comes_back_with_its_memory():
     assert served.log.tokens == {0: [[1.0]], 1: [[15.0, 16.0, 17.5, 18.5]], 2: [[15.0, 16.0, 20.0, 21.0]]}
 
 
+def test_as_many_blocks_come_back_as_went_also_beside_others_that_decode():
+    moved: list[int] = []
+
+    def swap(blocks: int) -> float:
+        moved.append(blocks)
+        return 0.0
+
+    sent = requests((0.0, 1, 12), (0.5, 7, 4), (0.5, 7, 4))
+    served = serve(VLLMV1(), sent, times=SLOW, swap=swap, blocks=7, block_size=4, preemption="swap")
+    # The last one has 10 tokens when memory runs out at 18, and comes back beside the first.
+    assert [r.tasks[0].preemptions for r in served.requests] == [0, 0, 1]
+    assert served.log.steps[5] == (21.0, [(2, 1)], 1)
+    assert moved == [3, 3]
+
+
 def test_a_prompt_that_never_fits_fails_and_blocks_nobody():
     served = serve(VLLM(), requests((0.0, 50, 4), (0.0, 7, 4)), times=SLOW, blocks=4, block_size=4)
     assert [r.outcome.value for r in served.requests] == ["failed", "met"]

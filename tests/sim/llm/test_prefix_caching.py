@@ -16,6 +16,7 @@ from servetwin.policies.llm.orca import Orca
 from servetwin.policies.llm.sarathi import Sarathi
 from servetwin.policies.llm.vllm import VLLM
 from servetwin.policies.llm.vllm_v1 import VLLMV1
+from test_engine import SLOW
 from test_engine_invariants import SLO, rows, workloads
 
 POLICIES = {
@@ -115,6 +116,14 @@ def test_the_last_token_of_a_prompt_is_always_computed():
     # All three blocks are there, but the last one has to be computed anew whole.
     served = serve(VLLMV1(), alike((0.0, 48, 2), (5.0, 48, 2), size=48), blocks=100, enable_prefix_caching=True)
     assert pieces(served) == [[(0, 48)], [(1, 16)]]
+
+
+def test_one_who_lost_its_memory_finds_again_what_nobody_took():
+    """Four blocks of 4 tokens, two of them each of the last two: one is taken, the other is found."""
+    sent = requests((0.0, 1, 1), (0.5, 7, 4), (0.5, 7, 4))
+    served = serve(VLLMV1(), sent, times=SLOW, blocks=4, block_size=4, enable_prefix_caching=True)
+    assert [request.tasks[0].preemptions for request in sent] == [0, 0, 1]
+    assert pieces(served) == [[(0, 1)], [(1, 7), (2, 7)], [(2, 5)]]  # of 9 tokens, with those that it generated
 
 
 def test_a_policy_sees_what_one_who_waits_would_find():

@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from engines import Anything, Linear, Served, requests, serve
+from engines import Anything, Linear, Served, requests, serve, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servetwin.core import BadInput
-from servetwin.core.llm import EngineLimits, TokenRequest
+from servetwin.core.llm import EngineLimits, TokenRequest, TokenTask
 from servetwin.core.llm.serving.host import Host, Stages
 from servetwin.policies.llm.neustream_llm import NeuStreamLLM
 from servetwin.policies.llm.sarathi import Sarathi
@@ -30,6 +30,13 @@ def staged(sent: Sequence[TokenRequest], stages: Stages, policy=None, times: Lin
     size = len(stages.shares)
     own = {"pipeline_parallel_size": size, **limits}
     return serve(policy or VLLMV1(), sent, times=times, host=host, stages=stages, **own)
+
+
+def test_before_an_engine_runs_no_token_is_in_flight_and_all_may_be_computed() -> None:
+    view = view_of(FLAT, EngineLimits(blocks=100, pipeline_parallel_size=2))
+    task = TokenTask(requests((0.0, 50, 3))[0], view.stage, 0.0, None, 50, 3)
+    view.waiting[task] = None
+    assert view.fill([task], 100) == view.admissible([(task, 50)]) == [(task, 50)]
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.5, 0.3), (0.25,) * 4])
