@@ -5,7 +5,8 @@ python -m servetwin.experiments.bench.epochs REQUESTS [--rounds N] [--routers NA
 64 replicas as `servetwin.experiments.bench.fleet` has them. All are served in this process first, which notes what
 the router sees at each look; then by halves and by quarters, as so many processes would serve them, one after the
 other, which are told what was noted. A run on as many cores that nobody else uses takes what the slowest of them
-takes, and for each look what it takes to tell and to be told, which is measured too. The least of the rounds, in turns.
+takes, and for each look what it takes to tell and to be told, which is measured too. The least of the rounds, in
+turns.
 """
 
 from __future__ import annotations
