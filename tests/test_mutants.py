@@ -57,19 +57,21 @@ def test_what_is_judged_is_run_changed(tmp_path: Path) -> None:
         "def test_sum() -> None:\n    assert float_sum([1.0, 2.0]) == 3.0\n"
         "def test_nothing() -> None:\n    assert float_sum([1.0]) > 0.0\n"
         "def test_for_ever() -> None:\n    while float_sum([1.0]) == 2.0: pass\n"
+        "def test_wrong() -> None:\n    assert float_sum([1.0]) == 7.0\n"
     )
     code = (
         "import json, mutants\n"
         "mutants.HANGS = 2.0\n"
         "one, = mutants.mutants('core/arithmetic/__init__.py')\n"
-        f"tests = [[r'{tmp_path / 'test_sum.py'}::test_' + name] for name in ('sum', 'nothing', 'for_ever')]\n"
+        "names = 'sum', 'nothing', 'for_ever', 'wrong'\n"
+        f"tests = [[r'{tmp_path / 'test_sum.py'}::test_' + name] for name in names]\n"
         "print(json.dumps([str(one), *(mutants.judge(one, test, {}) for test in (*tests, []))]))\n"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=mutants.HERE, check=True, capture_output=True, text=True)
     change, *ended = json.loads(done.stdout)
     assert change.endswith("float_sum: 0 -> 1")
-    assert [how for how, _ in ended] == ["killed", "survived", "killed", "uncovered"]
+    assert [how for how, _ in ended] == ["killed", "survived", "killed", "survived", "uncovered"]
     assert ended[0][1].endswith("test_sum.py::test_sum")
 
 

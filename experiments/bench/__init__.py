@@ -9,6 +9,7 @@
 `reorder`           policies that reorder, in overload, beside those of another checkout
 `long`              one long run in a process of its own
 `fleet`             what a request costs behind 4 and 64 replicas; a week of requests, likewise
+`epochs`            what several cores would save where a router looks every so many seconds
 `cached`            what a step costs with a prefix cache: with hits, without, with the cache off
 `against`           engines without any option, beside those of another checkout
 `chat`              one long run of sessions with a prefix cache, likewise

@@ -24,6 +24,7 @@ from typing import Any
 
 from servetwin.core import Recorder
 from servetwin.experiments.assembly.build import build
+from servetwin.experiments.spec.experiment import Experiment
 from servetwin.experiments.spec.loading import load
 from servetwin.experiments.sweeps import one_run
 
@@ -52,6 +53,23 @@ def week(rate: float, requests: int) -> dict[str, Any]:
     return {"process": "schedule", "rate": rate / 1.5, "points": points, "wave": wave, "until": 7 * period}
 
 
+def fleet_of(replicas: int, router: str | dict[str, Any], requests: int, *, weekly: bool = False) -> Experiment:
+    """So many *requests* to so many *replicas*."""
+    rate = SATURATED * SHARE * replicas
+    arrivals = week(rate, requests) if weekly else {"process": "poisson", "rate": rate}
+    slo = {"prefill": None, "decode": None, "limits": {"ttft_ms": 1000, "tpot_ms": 120}}
+    given = {
+        "workload.requests": None if weekly else requests,
+        "workload.draws": "seeded",
+        "workload.arrivals": arrivals,
+        "deployment.replicas": replicas,
+        "deployment.router": router,
+        "policy.name": "vllm-v1",
+        "slo": slo,
+    }
+    return load("opt-13b-h100", [*given.items()])
+
+
 def measure(
     replicas: int,
     router: str,
@@ -63,19 +81,7 @@ def measure(
     stale: float = 0.0,
 ) -> dict[str, Any]:
     """Run it in this process (and *jobs* others), by the *calendar* if that is asked for: seconds and MiB."""
-    rate = SATURATED * SHARE * replicas
-    arrivals = week(rate, requests) if weekly else {"process": "poisson", "rate": rate}
-    slo = {"prefill": None, "decode": None, "limits": {"ttft_ms": 1000, "tpot_ms": 120}}
-    given = {
-        "workload.requests": None if weekly else requests,
-        "workload.draws": "seeded",
-        "workload.arrivals": arrivals,
-        "deployment.replicas": replicas,
-        "deployment.router": {"name": router, "stale": stale},
-        "policy.name": "vllm-v1",
-        "slo": slo,
-    }
-    experiment = load("opt-13b-h100", [*given.items()])
+    experiment = fleet_of(replicas, {"name": router, "stale": stale}, requests, weekly=weekly)
     cpu, wall = time.process_time(), time.perf_counter()
     summary = build(experiment, Recorder()).play(columns=not calendar) if jobs == 1 else one_run.run(experiment, jobs)
     report = summary.as_dict()

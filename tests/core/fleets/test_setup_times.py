@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import deque
 
-import numpy as np
 import pytest
 from servetwin.core import BatchWorker, Module, Pipeline, Recorder, Request, ServingLoop, WorkerView
 from servetwin.core.fleets.fleet import Fleet, Rules
@@ -21,6 +20,7 @@ from servetwin.policies.diffusion.fcfs import FCFS
 from servetwin.policies.routing.central import Central
 from servetwin.policies.scaling.by_queue import ByQueue
 from servetwin.sim import SimExecutor, TableTiming
+from setup_chain import chain
 
 
 class Times(Recorder):
@@ -72,29 +72,6 @@ def test_one_server_that_is_set_up_waits_as_welch_says(drawn: bool) -> None:
     mean, held = on_off(1, rate, 10_000, setup, drawn=drawn)
     assert mean == pytest.approx(expected, rel=0.06)
     assert held == pytest.approx(1 - off, rel=0.02)
-
-
-def chain(servers: int, rate: float, setup: float, most: int = 400) -> tuple[float, float]:
-    """The same of the Markov chain of (servers that are on, requests), solved numerically: with i on and n > i
-    requests, min(n, servers) - i are in setup."""
-    alpha = 1 / setup
-    states = [(i, n) for n in range(most + 1) for i in range(min(n, servers) + 1)]
-    place = {state: k for k, state in enumerate(states)}
-    rates = np.zeros((len(states), len(states)))
-    for (i, n), k in place.items():
-        if n < most:
-            rates[k, place[i, n + 1]] += rate
-        if i:
-            rates[k, place[min(i, n - 1), n - 1]] += i
-        starting = min(n, servers) - i
-        if starting:
-            rates[k, place[i + 1, n]] += starting * alpha
-    np.fill_diagonal(rates, -rates.sum(axis=1))
-    equations = np.vstack([rates.T[:-1], np.ones(len(states))])
-    shares = np.linalg.solve(equations, np.append(np.zeros(len(states) - 1), 1.0))
-    present = sum(p * n for p, (_, n) in zip(shares, states, strict=True))
-    held = sum(p * min(n, servers) for p, (_, n) in zip(shares, states, strict=True))
-    return present / rate, held
 
 
 @pytest.mark.parametrize(("servers", "rate", "setup"), [(2, 1.2, 3.0), (4, 2.0, 1.5)])
