@@ -35,7 +35,6 @@ RUN_ELSEWHERE = {
     ("docs/tutorials/validate-on-your-gpu.md", "servetwin trace"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/real-execution.md", "servetwin run two.yaml"): "tests/real/diffusion/test_devices.py",
-    ("docs/guides/faults.md", "servetwin profile tiny-dit"): "tests/real/diffusion/test_tutorial.py",
     ("docs/guides/faults.md", "servetwin run killed.yaml"): "tests/real/diffusion/test_faults.py",
     ("docs/guides/diffusion-models.md", "servetwin profile digits.py"): "tests/real/diffusion/test_own_model.py",
     ("docs/guides/diffusion-models.md", "servetwin profile tiny-sdxl"): "tests/real/diffusion/test_refiner.py",
@@ -65,12 +64,14 @@ REPLAYED = {
 }
 
 GPU = "needs a GPU"
+SAME = "a command of docs/guides/real-execution.md, which tests/real/diffusion/test_tutorial.py runs"
 BENCH = "a server; tests/real/vllm/test_bench_serve.py does the same with a tiny model"
 NETWORK = "needs what others publish, from the network"
 INSTALL = "installs into the folder that it is run in: what `.ci/run` does at its start"
 
 #: `sh` blocks that no test runs, and why. Their options are checked by `test_documents`.
 NOT_RUN = {
+    ("docs/guides/faults.md", "servetwin profile tiny-dit"): SAME,
     ("README.md", "make demo"): INSTALL,
     ("docs/tutorials/first-ten-minutes.md", "python3 -m venv"): INSTALL,
     ("docs/tutorials/validate-on-your-gpu.md", "python3 -m venv"): INSTALL,
