@@ -439,6 +439,7 @@ class _Inlet:
         self.stop_after = stop_after
         self.closed = False
         self.taken = 0
+        loop.more_come = lambda: not self.closed
 
     def close(self) -> None:
         """Nothing more comes."""

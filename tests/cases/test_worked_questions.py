@@ -206,7 +206,7 @@ def test_two_that_share_a_queue_and_fail(folder: Path) -> None:
 
 
 def test_four_that_are_turned_off_are_the_chain_of_servers_with_setup(folder: Path) -> None:
-    """Within three standard errors of the mean of twelve seeds, some 2 % each; what is held within 1 %."""
+    """Within three standard errors of the mean of twelve seeds, each under 3 %; what is held within 1 %."""
     given = [*varying(folder), ("workload.requests", 5000)]
     rows = [run_point(load(folder / "four-off.yaml", [*given, ("seed", seed)])) for seed in range(12)]
     means = np.array([row["mean_e2el_ms"] for row in rows]) / 1000

@@ -60,6 +60,7 @@ class Rows(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
+        self.ran.clear()
         for old in self.place.glob("cache*"):
             for file in old.iterdir():
                 file.unlink()

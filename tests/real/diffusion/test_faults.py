@@ -123,9 +123,7 @@ def test_what_is_lost_sent_again_and_given_up_is_as_simulated(profile, backend, 
     assert real[1] == simulated[1]
     assert [(outcome, lost) for _, outcome, lost in real[1]].count(("failed", 2)) == 4
     assert [(outcome, lost) for _, outcome, lost in real[1]].count(("met", 1)) == 2
-    told = json.loads((folder / "real.json").read_text())
-    took, (ratio,) = told["restarts"], told["over_profile"].values()
-    assert ratio > 0.2  # one worker was slowed down; a busy host takes any number of times as long
+    took = json.loads((folder / "real.json").read_text())["restarts"]
     assert all(len(seconds) == 1 and 0.0 < seconds[0] < 60.0 for seconds in took.values())
     for line in map(json.loads, (folder / "faults.jsonl").read_text().splitlines()):
         if line["kind"] == "fail" and line["until"] is not None:  # it is repaired, and then its process starts

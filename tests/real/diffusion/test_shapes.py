@@ -320,8 +320,10 @@ def test_both_worlds_serve_and_record_the_same(profile, tmp_path):
     assert Counter(shape[:2] for shape in found["real"][0].values()).keys() == {(16, 16), (32, 32)}
     assert "256 slots on gpu0, each as large as its largest: " in " ".join(said)
     assert "to be warmed up for dit: batches of up to 2 of 16x16, 2 of 32x32" in said
-    timed = json.loads((tmp_path / "real" / "real.json").read_text())["iteration_ms"]["dit"]
-    assert {key.partition(" of ")[2] for key in timed} == {"16x16", "32x32"}
+    told = json.loads((tmp_path / "real" / "real.json").read_text())
+    assert {key.partition(" of ")[2] for key in told["iteration_ms"]["dit"]} == {"16x16", "32x32"}
+    (ratio,) = told["over_profile"].values()
+    assert ratio > 0.2  # a busy host takes any number of times as long
 
 
 def test_the_network_stays_when_shapes_change_and_slots_do_not(profile):
