@@ -64,6 +64,7 @@ class WorkerState:
         self.starts = False  # it is being started again
         self.paused_until: float | None = None
         self.paused_since = 0.0
+        self.heard = -inf  # when the last end of a batch was heard of, where workers are really stopped
         self.held_runs: list[tuple[Batch, Callable[[Any], None]]] = []  # what it would begin, were it not paused
         self.held_messages: list[tuple[Task, Callable[[Task], None]]] = []
         self.slow: list[float] = []  # the factors that hold now
@@ -274,7 +275,7 @@ class Faults:
             return state.outage
         stood_since = now
         if state.paused_until is not None:
-            stood_since = state.paused_since
+            stood_since = max(state.paused_since, state.heard)
             self._end_pauses(worker.name, event, now)
         at = stood_since if event.kind == "pause" else now
         outage = state.outage = Outage(worker.name, event, at, until)

@@ -47,8 +47,15 @@ class FaultyExecutor:
             self.inner.call_at(self.inner.now(), partial(self.faults.ran_out, state, batch, state.lives))
         elif state.paused_until is not None:
             state.held_runs.append((batch, done))
+        elif self.inner.starts:
+            self.inner.run(worker, batch, partial(self._heard, state, done))
         else:
             self.inner.run(worker, batch, done)
+
+    def _heard(self, state: Any, done: Callable[[Any], None], answer: Any) -> None:
+        """A process that is stopped may have said just before that a batch is over."""
+        done(answer)  # which says when the batch ended
+        state.heard = self.inner.now()
 
     def send(self, source: Worker | None, task: Task, deliver: Callable[[Task], None]) -> None:
         faults = self.faults
