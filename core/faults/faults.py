@@ -252,7 +252,7 @@ class Faults:
         runs, state.held_runs = state.held_runs, []
         messages, state.held_messages = state.held_messages, []
         for batch, done in runs:
-            self.executor.inner.run(state.worker, batch, done)
+            self.executor.run(state.worker, batch, done)
         for task, deliver in messages:
             deliver(task)
 
@@ -288,9 +288,11 @@ class Faults:
 
     def _end_pauses(self, worker: str, event: Event, now: float) -> None:
         """*event* ends the pauses that *worker* is in. One that was noticed is told as the outage that it became."""
-        told = [other for other in self.others if other != (event, worker)]
-        ends = [one.kind == "pause" and name == worker and one.until > now for one, name in told]
-        self.others = [(o[0]._replace(until=now), o[1]) if cut else o for o, cut in zip(told, ends, strict=True)]
+        self.others = [
+            (one._replace(until=min(one.until, now)) if one.kind == "pause" and name == worker else one, name)
+            for one, name in self.others
+            if (one, name) != (event, worker)
+        ]
 
     def _lose_all(self, state: WorkerState, outage: Outage, now: float, stood_since: float) -> None:
         """All that is at the worker of *state* is lost, which computed until *stood_since*."""
